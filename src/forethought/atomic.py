@@ -1,0 +1,75 @@
+"""Write a file or a folder so that a reader sees the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from forethought.errors import ArtefactError
+
+
+def _explain(target: Path, error: OSError) -> ArtefactError:
+    reason = error.strerror or str(error)
+    return ArtefactError(f"Cannot write {target}: {reason}. Nothing was changed; free the space or choose another place.")
+
+
+@contextlib.contextmanager
+def atomic_folder(target: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling folder that becomes ``target`` when the block ends without an error.
+
+    Raises:
+        ArtefactError: ``target`` exists and ``replace`` is false, or the place cannot be written.
+    """
+    target = Path(target)
+    if target.exists() and not replace:
+        raise ArtefactError(f"{target} exists already; choose another folder or remove it first.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise _explain(target, error) from error
+    try:
+        yield scratch
+        scratch.chmod(0o777 & ~_umask())
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+            os.rename(target, old / target.name)
+            os.rename(scratch, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(scratch, target)
+    except OSError as error:
+        raise _explain(target, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``target`` that replaces it when the block ends without an error."""
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=f".part{target.suffix}", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _explain(target, error) from error
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o666 & ~_umask())
+        os.replace(scratch, target)
+    except OSError as error:
+        raise _explain(target, error) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
