@@ -1,0 +1,72 @@
+# Needs Python 3.11 or newer and make, nothing else: every target makes .venv on first use.
+#   make demo    train on the bundled films, print the leaderboard
+#   make test    the whole test suite        make lint    style, types, import rules
+#   make docs    the site, into site/        make bench   speed, as ratios
+#   make clean   remove what these made
+# Choose the interpreter with PYTHON=/path/to/python, the test processes with WORKERS=N,
+# pytest's arguments with ARGS="-m 'not slow'".
+
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+WORKERS ?= auto
+ARGS ?=
+
+# The Spark tests need Java; without it they are skipped and Spark is not fetched.
+comma := ,
+DEV := dev$(if $(shell command -v java),$(comma)spark)
+
+export PIP_NO_INPUT = 1
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test lint docs bench clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@sed -n '2,7s/^# *//p' Makefile
+
+$(VENV)/python.stamp:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one, or name it with PYTHON=/path/to/python." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is not a Python 3.11 or newer; name one with PYTHON=/path/to/python." >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment; install its venv module (on Debian and Ubuntu the package python3-venv)." >&2; exit 1; }
+	@touch $@
+
+$(VENV)/run.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	@echo "Installing forethought into $(VENV) (once; a few minutes) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/$(DEV).stamp: $(VENV)/run.stamp
+	@echo "Installing what the tests need ..."
+	@$(PIP) -e '.[$(DEV)]'
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/run.stamp
+	@$(PIP) -e '.[docs]'
+	@touch $@
+
+demo: $(VENV)/run.stamp
+	@$(BIN)/forethought demo
+
+# One torch thread a worker: two workers with two threads each on two cores only wait for one another.
+test: $(VENV)/$(DEV).stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+
+lint: $(VENV)/$(DEV).stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/run.stamp
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean:
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
