@@ -1,0 +1,107 @@
+"""SASRec: a causal transformer over the history (Kang & McAuley 2018), trained as strong reproductions train it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from forethought.data.dataset import Dataset
+from forethought.nn.encoder import CausalEncoder, last_state
+from forethought.nn.softmax import softmax_cross_entropy
+from forethought.recommenders.base import Recommender, RecommenderConfig, RecommenderOutput
+
+
+@strict
+class SASRecConfig(RecommenderConfig):
+    """Sizes and loss of SASRec.
+
+    Attributes:
+        hidden_size, num_blocks, num_heads, inner_size, dropout: of the transformer; ``inner_size`` 0 means 4 d.
+        norm: ``pre`` (default) or ``original`` (the 2018 block).
+        loss: ``ce`` (softmax over the whole catalogue), ``sampled`` (softmax over shared negatives) or ``gbce``
+            (generalised binary cross-entropy, Petrov & Macdonald 2023).
+        negatives: shared by the batch, for ``sampled`` and ``gbce``.
+        negative_power: negatives are drawn with probability ∝ count^power; 0 is uniform.
+        logq: correct ``sampled`` for how likely each negative was to be drawn.
+        calibration: t of gBCE, from 0 (plain BCE) to 1 (fully calibrated).
+    """
+
+    model_type = "forethought-sasrec"
+
+    hidden_size: int = 64
+    num_blocks: int = 2
+    num_heads: int = 1
+    inner_size: int = 0
+    dropout: float = 0.1
+    norm: Literal["pre", "original"] = "pre"
+    loss: Literal["ce", "sampled", "gbce"] = "ce"
+    negatives: int = 256
+    negative_power: float = 0.0
+    logq: bool = True
+    calibration: float = 0.75
+
+
+class SASRec(Recommender):
+    """Next-item scores are inner products of the newest state and the item embeddings."""
+
+    config_class = SASRecConfig
+    inner_product = True
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.embedding = nn.Embedding(config.num_items + 1, width, padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.encoder = CausalEncoder(
+            width, config.num_blocks, config.num_heads, config.inner_size or 4 * width, config.dropout,
+            config.max_length, config.norm,
+        )  # fmt: skip
+        # log-probability of drawing each item as a negative
+        self.register_buffer("log_proposal", torch.zeros(config.num_items).log_softmax(0))
+        self.post_init()
+
+    def observe(self, dataset: Dataset) -> None:
+        counts = torch.from_numpy(dataset.item_counts()[1:]).float().clamp(min=1)
+        self.log_proposal.copy_(counts.log().mul(self.config.negative_power).log_softmax(0))
+
+    def states(self, history: Tensor) -> Tensor:
+        """The state after each item of the history; float ``[B, L, d]``."""
+        states: Tensor = self.encoder(self.embedding(history))
+        return states
+
+    def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
+        supervised = target > 0
+        hidden = self.states(history)[supervised]
+        wanted = target[supervised] - 1
+        if self.config.loss == "ce":
+            loss = softmax_cross_entropy(hidden, self.item_vectors(), wanted)
+        else:
+            loss = self._sampled_loss(hidden, wanted)
+        return RecommenderOutput(loss=loss / (len(wanted) if num_targets is None else num_targets))
+
+    def _sampled_loss(self, hidden: Tensor, wanted: Tensor) -> Tensor:
+        vectors, k = self.item_vectors(), self.config.negatives
+        negatives = torch.multinomial(self.log_proposal.exp(), k, replacement=True)
+        positive = torch.einsum("md,md->m", hidden, vectors[wanted].to(hidden.dtype)).float()
+        negative = (hidden @ vectors[negatives].to(hidden.dtype).T).float()
+        # a negative that is the target itself says nothing against it
+        negative = negative.masked_fill(wanted[:, None] == negatives, float("-inf"))
+        if self.config.loss == "sampled":
+            if self.config.logq:
+                # importance sampling: sum_j exp(s_j) / (k q_j) estimates the partition without the target
+                negative = negative - (self.log_proposal[negatives] + torch.tensor(float(k)).log())
+            return (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive).sum()
+        # gBCE, eq. 7 and 8: the positive's probability is raised to beta
+        rate = k / max(self.config.num_items - 1, 1)
+        beta = rate * (self.config.calibration * (1 - 1 / rate) + 1 / rate)
+        return (F.softplus(negative).sum(dim=1) - beta * F.logsigmoid(positive)).sum()
+
+    def query(self, history: Tensor) -> Tensor:
+        return last_state(self.states(history), history)
+
+    def item_vectors(self) -> Tensor:
+        return self.embedding.weight[1:]
