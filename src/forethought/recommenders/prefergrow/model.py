@@ -1,0 +1,300 @@
+"""PreferGrow: a preference fades into non-preference and is grown back by learned ratios (Hu et al. 2025)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from forethought.data.dataset import Dataset
+from forethought.nn.encoder import CausalEncoder, last_state
+from forethought.nn.softmax import softmax_cross_entropy
+from forethought.nn.thought import Thought
+from forethought.recommenders.base import Recommender, RecommenderConfig, RecommenderOutput
+from forethought.recommenders.prefergrow import fused
+from forethought.recommenders.prefergrow.fused import Corruption
+from forethought.recommenders.prefergrow.growing import Growth, LogRatios, grow
+from forethought.recommenders.prefergrow.kernels import FadingKernel
+from forethought.recommenders.prefergrow.network import NoiseEmbedding, PaperBlock, ScoreHead
+from forethought.recommenders.prefergrow.schedules import Geometric, LogLinear, NoiseSchedule, sample_times
+
+
+@strict
+class PreferGrowConfig(RecommenderConfig):
+    """Everything that makes one PreferGrow.
+
+    Attributes:
+        kernel: where preference fades to: ``pair`` (uniform items), ``point`` (the disliked item), ``hybrid``
+            (``gamma`` to items), ``popularity`` (items ∝ (count + 1)^``beta``), ``adaptive`` (learned from the
+            targets by its own likelihood).
+        gamma: share of fading that goes to items where there is a disliked item.
+        beta: of ``popularity``.
+        disliked_item: add the disliked state d to ``popularity`` and ``adaptive`` (``point`` and ``hybrid`` have it,
+            ``pair`` has not).
+        schedule, sigma_min, sigma_max, eps: the noise over time.
+        time_grid: draw training times from the T + 1 points the release uses; 0 draws them continuously.
+        parametrization: ``score``: the network gives log-ratios (the paper). ``marginal``: it gives the logits of the
+            preference, and the ratios at every state and noise level follow exactly from the kernel.
+        loss: ``score_entropy``, or ``bce`` with soft labels (``score`` only).
+        raw: leave out the weight dsigma/dt.
+        ce_weight: of a cross-entropy on the ranking scores, added to the loss; 0 is none.
+        encoder: ``paper`` (the release's block) or ``pre`` (a pre-norm transformer).
+        score_method, head, item_bias, temperature: of the score head; ``temperature`` is for the normalised methods.
+        noise_features: what the noise embedding reads.
+        nonpreference_user_ratio: how often training swaps the user for the non-preference user.
+        guidance: w in s = w s(user) + (1 - w) s(non-preference user).
+        growing_steps, sampler: of chains.
+        scoring_sigma: noise level at which the one-step ranking reads the ratios.
+    """
+
+    model_type = "forethought-prefergrow"
+
+    kernel: Literal["pair", "point", "hybrid", "popularity", "adaptive"] = "hybrid"
+    gamma: float = 0.9
+    beta: float = 0.5
+    disliked_item: bool = True
+    schedule: Literal["geometric", "log_linear"] = "geometric"
+    sigma_min: float = 1e-3
+    sigma_max: float = 10.0
+    eps: float = 1e-3
+    time_grid: int = 0
+    parametrization: Literal["score", "marginal"] = "score"
+    loss: Literal["score_entropy", "bce"] = "score_entropy"
+    raw: bool = False
+    ce_weight: float = 0.0
+    hidden_size: int = 64
+    num_blocks: int = 1
+    num_heads: int = 2
+    inner_size: int = 0
+    dropout: float = 0.1
+    encoder: Literal["paper", "pre"] = "pre"
+    max_length: int = 10
+    embedding_std: float = 0.05
+    score_method: Literal["oricos", "diffcos", "diffcosNorm", "oricosNorm1", "oricosNorm2", "untied"] = "oricos"
+    head: Literal["additive", "mlp"] = "additive"
+    item_bias: bool = True
+    temperature: float = 0.07
+    noise_features: Literal["sigma", "log_sigma"] = "log_sigma"
+    nonpreference_user_ratio: float = 0.1
+    guidance: float = 1.0
+    growing_steps: int = 20
+    sampler: Literal["analytic", "euler"] = "analytic"
+    scoring_sigma: float = 1.0
+
+    @property
+    def has_disliked_item(self) -> bool:
+        """Whether there is a state d after the N items."""
+        return self.kernel in ("point", "hybrid") or (self.kernel != "pair" and self.disliked_item)
+
+    @property
+    def num_states(self) -> int:
+        """M: N, or N + 1 with the disliked item."""
+        return self.num_items + int(self.has_disliked_item)
+
+
+class PreferGrow(Recommender):
+    """States are 0..N-1 for items 1..N, and N for the disliked item where the kernel has one.
+
+    The default ranking is deterministic and one step: the guided log-ratios read from one neutral state (the
+    disliked item, or the kernel's mean state where there is none) at ``scoring_sigma``, an inner product. Chains
+    (:meth:`grow`) are for drawing diverse lists and for looking at how a preference grows.
+    """
+
+    config_class = PreferGrowConfig
+    inner_product = True
+
+    def __init__(self, config: PreferGrowConfig) -> None:
+        super().__init__(config)
+        width, marginal = config.hidden_size, config.parametrization == "marginal"
+        self.schedule: NoiseSchedule = (
+            Geometric(config.sigma_min, config.sigma_max) if config.schedule == "geometric" else LogLinear(config.eps)
+        )
+        # row 0 is padding; state s is row s + 1, so the disliked item never doubles as padding
+        self.embedding = nn.Embedding(config.num_states + 1, width, padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_std)
+        self.encoder: nn.Module
+        if config.encoder == "paper":
+            self.encoder = PaperBlock(width, config.num_heads, config.dropout, config.max_length)
+        else:
+            self.encoder = CausalEncoder(
+                width, config.num_blocks, config.num_heads, config.inner_size or 4 * width, config.dropout,
+                config.max_length,
+            )  # fmt: skip
+        self.nonpreference_user = nn.Parameter(torch.randn(width) * (1.0 if config.encoder == "paper" else 0.1))
+        states = config.num_items if marginal else config.num_states
+        self.head = ScoreHead(
+            width, states, config.score_method, config.head, width if marginal else 3 * width, config.item_bias,
+            config.temperature,
+        )  # fmt: skip
+        self.noise = None if marginal else NoiseEmbedding(width, config.noise_features)
+        self.fading = self._kernel(torch.ones(config.num_items))
+        # logits of the learned non-preference distribution over items; uniform before training
+        self.adaptive = nn.Parameter(torch.zeros(config.num_items)) if config.kernel == "adaptive" else None
+        self.post_init()
+
+    def _kernel(self, weights: Tensor) -> FadingKernel:
+        """The kernel whose items have non-preference proportional to ``weights``."""
+        config = self.config
+        if config.kernel == "pair":
+            return FadingKernel.pair(config.num_items)
+        if config.kernel == "point":
+            return FadingKernel.point(config.num_items)
+        if config.kernel == "hybrid":
+            return FadingKernel.hybrid(config.num_items, config.gamma)
+        gamma = config.gamma if config.disliked_item else None
+        return FadingKernel.from_popularity(weights, 1.0, 0.0, gamma, weights.dtype)
+
+    def observe(self, dataset: Dataset) -> None:
+        if self.config.kernel == "popularity":
+            counts = torch.from_numpy(dataset.item_counts()[1:]).double()
+            self.fading = self._kernel((counts + 1).pow(self.config.beta).float())
+
+    def current_kernel(self) -> FadingKernel:
+        """The kernel now: for ``adaptive``, of the distribution learned so far, without its gradient."""
+        if self.adaptive is not None:
+            return self._kernel(self.adaptive.detach().softmax(0))
+        return self.fading
+
+    def states(self, history: Tensor) -> Tensor:
+        """The user after each item of the history; float ``[B, L, d]``."""
+        states: Tensor = self.encoder(self.embedding(history))
+        return states
+
+    def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
+        config = self.config
+        supervised = target > 0
+        user = self.states(history)[supervised]
+        x_0 = target[supervised] - 1
+        swapped = torch.rand(len(user), device=user.device) < config.nonpreference_user_ratio
+        user = torch.where(swapped[:, None], self.nonpreference_user.to(user.dtype), user)
+
+        kernel = self.current_kernel()
+        t = sample_times(len(x_0), config.time_grid or None, device=x_0.device)
+        sigma, alpha = self.schedule.sigma(t), self.schedule.alpha(t)
+        x_t = kernel.sample(x_0, alpha)
+        weight = torch.ones_like(t) if config.raw else self.schedule.rate(t)
+        noise = Corruption(x_0, x_t, alpha, weight)
+
+        query = self._query(user, self.embedding(x_t + 1), sigma)
+        vectors, bias = self.head.vectors(self.embedding.weight[1:]), self.head.bias
+        if config.parametrization == "marginal":
+            loss = fused.marginal_score_entropy(query, vectors[: config.num_items], kernel, noise, bias)
+        elif config.loss == "bce":
+            loss = fused.soft_label_bce(query, vectors, kernel, noise, bias)
+        else:
+            loss = fused.score_entropy(query, vectors, kernel, noise, bias)
+        if config.ce_weight:
+            n = config.num_items
+            ranking = query if config.parametrization == "marginal" else self._ranking_query(user)
+            loss = loss + config.ce_weight * softmax_cross_entropy(
+                ranking, vectors[:n], x_0, None if bias is None else bias[:n]
+            )
+        if self.adaptive is not None:
+            # Its own likelihood, and no other gradient: inside the score entropy p would also rescale the loss and
+            # decide which x_t are drawn, which makes that objective ill-posed in p.
+            loss = loss - self.adaptive.log_softmax(0)[x_0].sum()
+        return RecommenderOutput(loss=loss / (len(x_0) if num_targets is None else num_targets))
+
+    def _query(self, user: Tensor, state: Tensor | None, sigma: Tensor) -> Tensor:
+        """The head's query: float ``[B, d]`` from the user, e(x_t) and the noise level ``[B]``."""
+        if self.noise is None:  # the marginal parametrisation reads the user alone
+            return self.head.query(user, None)
+        assert state is not None
+        parts = torch.cat([state.to(user.dtype), user, self.noise(sigma).to(user.dtype)], dim=-1)
+        return self.head.query(parts, state)
+
+    def neutral_state(self) -> Tensor:
+        """e(x_t) for ranking, float ``[d]``: the disliked item's, or the kernel's mean where there is none."""
+        table = self.embedding.weight[1:]
+        if self.config.has_disliked_item:
+            return table[-1]
+        return self.current_kernel().p.to(table.dtype) @ table
+
+    def _ranking_query(self, user: Tensor) -> Tensor:
+        sigma = torch.full((len(user),), self.config.scoring_sigma, device=user.device)
+        return self._query(user, self.neutral_state().expand(len(user), -1), sigma)
+
+    def query(self, history: Tensor) -> Tensor:
+        """float ``[B, d]`` or ``[B, d + 1]`` with an item bias: the guided query of the one-step ranking.
+
+        Guidance is linear in an inner product, so the two queries are mixed and multiplied with the items once.
+        """
+        user = last_state(self.states(history), history)
+        query = self._guide(self._ranking_query(user), self._ranking_query(self.nonpreference_user[None]))
+        return query if self.head.bias is None else torch.cat([query, query.new_ones(len(query), 1)], dim=-1)
+
+    def _guide(self, conditional: Tensor, unconditional: Tensor, w: float | None = None) -> Tensor:
+        w = self.config.guidance if w is None else w
+        return conditional if w == 1 else w * conditional + (1 - w) * unconditional
+
+    def item_vectors(self) -> Tensor:
+        """float ``[N, d]``, or ``[N, d + 1]`` whose last column is the item bias."""
+        n = self.config.num_items
+        vectors = self.head.vectors(self.embedding.weight[1:])[:n]
+        return vectors if self.head.bias is None else torch.cat([vectors, self.head.bias[:n, None]], dim=-1)
+
+    @torch.no_grad()
+    def grow(
+        self,
+        history: Tensor,
+        steps: int | None = None,
+        guidance: float | None = None,
+        generator: torch.Generator | None = None,
+        trace: bool = False,
+    ) -> Growth:
+        """Grow one state a user from noise; the states are 0..N-1 for items 1..N.
+
+        Args:
+            history: int64 ``[B, L]``, padded on the right with 0.
+            steps: T; ``config.growing_steps`` by default.
+            guidance: w; ``config.guidance`` by default.
+            generator: of every draw.
+            trace: also keep each step's distribution.
+        """
+        user = last_state(self.states(history), history)
+        steps = self.config.growing_steps if steps is None else steps
+        return grow(
+            self.log_ratios(user, guidance), self.current_kernel(), self.schedule, steps, len(user),
+            method=self.config.sampler, generator=generator, trace=trace,
+        )  # fmt: skip
+
+    def log_ratios(self, user: Tensor, guidance: float | None = None) -> LogRatios:
+        """The guided log-ratios of encoded users ``[B, d]``: ``f(x_t int64 [B], sigma [B]) -> [B, M]``."""
+        table = self.embedding.weight[1:]
+        vectors, bias, empty = self.head.vectors(table), self.head.bias, self.nonpreference_user[None]
+
+        def scores(x_t: Tensor, sigma: Tensor) -> Tensor:
+            state = table[x_t]
+            conditional = self._query(user, state, sigma)
+            nobody = self._query(empty.expand(len(user), -1), state, sigma)
+            s = self._guide(conditional, nobody, guidance) @ vectors.T
+            return s if bias is None else s + bias
+
+        if self.config.parametrization == "score":
+            return scores
+        n, kernel = self.config.num_items, self.current_kernel()
+        query = self._guide(self.head.query(user, None), self.head.query(empty, None), guidance)
+        pi = (query @ vectors[:n].T + (0 if bias is None else bias)).softmax(dim=1)
+        pi = nn.functional.pad(pi, (0, self.config.num_states - n))
+
+        def exact(x_t: Tensor, sigma: Tensor) -> Tensor:
+            log_u = kernel.transition(pi, (-sigma).exp()).log()
+            return log_u - log_u.gather(1, x_t[:, None])
+
+        return exact
+
+    def think(self, history: Tensor, steps: int | None = None) -> Thought:
+        """One grown chain a user: the query and the law over the N items at each of the T + 1 steps."""
+        user = last_state(self.states(history), history)
+        growth = self.grow(history, steps, trace=True)
+        assert growth.distributions is not None
+        table = self.embedding.weight[1:]
+        sigmas = growth.sigmas[:-1].to(user.dtype)
+        states = torch.stack(
+            [self._query(user, table[x], s.expand(len(user))) for x, s in zip(growth.states[:, :-1].T, sigmas, strict=True)],
+            dim=1,
+        )
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return Thought(states, mask, "grow", growth.distributions[..., : self.config.num_items])

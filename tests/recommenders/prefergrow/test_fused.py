@@ -1,0 +1,135 @@
+"""The fast losses equal the plain reference: value and every gradient, in float64, for every kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forethought.nn import softmax
+from forethought.recommenders.prefergrow import fused
+from forethought.recommenders.prefergrow.fused import Corruption
+from forethought.recommenders.prefergrow.kernels import FadingKernel
+from forethought.recommenders.prefergrow.score_entropy import score_entropy_reference
+
+N, ROWS, WIDTH = 9, 40, 4
+
+
+def kernels() -> dict[str, FadingKernel]:
+    torch.manual_seed(0)
+    double = torch.float64
+    return {
+        "pair": FadingKernel.pair(N, double),
+        "point": FadingKernel.point(N, double),
+        "hybrid": FadingKernel.hybrid(N, 0.7, double),
+        "hybrid-high": FadingKernel.hybrid(N, 0.9999, double),
+        "popularity": FadingKernel.from_popularity(torch.arange(N), 0.5, 1.0, 0.8, double),
+        "random": FadingKernel(torch.rand(N + 1, dtype=double)),
+        "block": FadingKernel.block(torch.tensor([0, 0, 1, 1, 1, 2, 2, 0, 1, 2]), torch.rand(10), double),
+    }
+
+
+def problem(kernel: FadingKernel, states: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Corruption]:
+    torch.manual_seed(seed)
+    query = torch.randn(ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(states, WIDTH, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(states, dtype=torch.float64, requires_grad=True)
+    alpha = torch.rand(ROWS, dtype=torch.float64) * 0.98 + 0.01
+    x_0 = torch.randint(N, (ROWS,))
+    noise = Corruption(x_0, kernel.sample(x_0, alpha), alpha, torch.rand(ROWS, dtype=torch.float64))
+    return query, vectors, bias, noise
+
+
+def gradients(loss: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, inputs))
+
+
+@pytest.fixture(autouse=True, params=[1, 10_000], ids=["many-chunks", "one-chunk"])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "CHUNK", request.param * (N + 1) * 3)
+
+
+@pytest.mark.parametrize("name", list(kernels()))
+@pytest.mark.parametrize("form", ["score_entropy", "bce"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_fused_equals_reference(name: str, form: str, with_bias: bool) -> None:
+    kernel = kernels()[name]
+    query, vectors, bias, noise = problem(kernel, kernel.num_states, seed=1)
+    inputs = (query, vectors, bias) if with_bias else (query, vectors)
+    scores = query @ vectors.T + (bias if with_bias else 0)
+    expected = score_entropy_reference(scores, noise.x_t, noise.x_0, noise.alpha, kernel, noise.weight, form).sum()
+    loss_of = fused.score_entropy if form == "score_entropy" else fused.soft_label_bce
+    found = loss_of(query, vectors, kernel, noise, bias if with_bias else None)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["pair", "point", "hybrid", "hybrid-high", "popularity", "random"])
+def test_marginal_equals_reference(name: str) -> None:
+    kernel = kernels()[name]
+    query, vectors, bias, noise = problem(kernel, N, seed=2)
+    scores = query @ vectors.T + bias
+    pi = torch.nn.functional.pad(scores.softmax(dim=1), (0, kernel.num_states - N))
+    marginal = kernel.transition(pi, noise.alpha)
+    log_ratios = marginal.log() - marginal.gather(1, noise.x_t[:, None]).log()
+    expected = score_entropy_reference(log_ratios, noise.x_t, noise.x_0, noise.alpha, kernel, noise.weight).sum()
+    found = fused.marginal_score_entropy(query, vectors, kernel, noise, bias)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    inputs = (query, vectors, bias)
+    for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_marginal_on_the_point_kernel_is_weighted_cross_entropy() -> None:
+    kernel = FadingKernel.point(N, torch.float64)
+    query, vectors, bias, noise = problem(kernel, N, seed=3)
+    faded = noise.x_t == N
+    weight = noise.weight * faded * noise.alpha / (1 - noise.alpha)
+    nll = torch.nn.functional.cross_entropy(query @ vectors.T + bias, noise.x_0, reduction="none")
+    expected = gradients((weight * nll).sum(), (query, vectors, bias))
+    found = gradients(fused.marginal_score_entropy(query, vectors, kernel, noise, bias), (query, vectors, bias))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 12), st.integers(0, 2**31), st.floats(1e-4, 0.9999))
+def test_random_distributions(states: int, seed: int, alpha: float) -> None:
+    torch.manual_seed(seed)
+    kernel = FadingKernel(torch.rand(states, dtype=torch.float64) + 1e-3)
+    x_0 = torch.randint(states, (5,))
+    level = torch.full((5,), alpha, dtype=torch.float64)
+    noise = Corruption(x_0, kernel.sample(x_0, level), level, torch.ones(5, dtype=torch.float64))
+    query, vectors = torch.randn(5, 3, dtype=torch.float64), torch.randn(states, 3, dtype=torch.float64)
+    expected = score_entropy_reference(query @ vectors.T, noise.x_t, noise.x_0, level, kernel).sum()
+    torch.testing.assert_close(fused.score_entropy(query, vectors, kernel, noise), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_bfloat16_products_stay_close() -> None:
+    kernel = FadingKernel.hybrid(500, 0.999)
+    torch.manual_seed(0)
+    query, vectors = torch.randn(64, 32) * 0.3, torch.randn(501, 32) * 0.3
+    x_0, alpha = torch.randint(500, (64,)), torch.rand(64)
+    noise = Corruption(x_0, kernel.sample(x_0, alpha), alpha, torch.ones(64))
+    exact = fused.score_entropy(query, vectors, kernel, noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = fused.score_entropy(query, vectors, kernel, noise)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=2e-2, atol=1e-3)
+
+
+def test_softmax_cross_entropy_equals_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, vectors = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (13, 11))
+    bias = torch.randn(11, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(11, (13,))
+    inputs = (hidden, vectors, bias)
+    for size in (1, 2**20):
+        expected = torch.nn.functional.cross_entropy(hidden @ vectors.T + bias, target, reduction="sum")
+        monkeypatch.setattr(softmax, "CHUNK", size)
+        found = softmax.softmax_cross_entropy(hidden, vectors, target, bias)
+        torch.testing.assert_close(found, expected)
+        for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
+            torch.testing.assert_close(ours, theirs)
