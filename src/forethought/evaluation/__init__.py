@@ -1,0 +1,1 @@
+"""Ranking, metrics, significance, leaderboard, report. Submodules load on first use."""

@@ -1,0 +1,116 @@
+"""An evaluation names what it refers to, survives the disk, and its slices and intervals are those of its cases."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from forethought.errors import ArtefactError, DataError
+from forethought.evaluation import metrics
+from forethought.evaluation.evaluator import Evaluation, bands, evaluate
+from forethought.evaluation.ranking import rank_targets
+
+from .models import dataset_of, make_dataset, sum_of_vectors
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return evaluate(sum_of_vectors(40), make_dataset(300, 40), bootstrap=200)
+
+
+def test_it_says_what_it_refers_to(evaluation):
+    dataset = make_dataset(300, 40)
+    assert evaluation.fingerprint == dataset.fingerprint
+    assert (evaluation.protocol, evaluation.split) == ("leave-one-out", "test")
+    assert (evaluation.users, evaluation.cases, evaluation.complete) == (300, 300, True)
+    items, offsets = dataset.sequences.items, dataset.sequences.offsets
+    repeated = [items[stop - 1] in items[start : stop - 1] for start, stop in itertools.pairwise(offsets)]
+    assert evaluation.unreachable == sum(repeated) > 0
+    assert evaluation.seconds > 0
+
+
+def test_metrics_are_those_of_the_ranks(evaluation):
+    ranks = rank_targets(sum_of_vectors(40), make_dataset(300, 40).targets("test"))
+    for seen, table in metrics.mean_metrics(ranks).items():
+        for name, value in table.items():
+            assert evaluation.metrics[seen][name] == pytest.approx(value)
+    assert set(evaluation.metrics["seen_kept"]) == {
+        f"{name}@{k}" for name in ("hr", "ndcg", "mrr", "coverage", "novelty", "popularity_share") for k in (5, 10, 20)
+    }
+    assert evaluation.values("ndcg@10", "removed").mean() == pytest.approx(
+        evaluation.metrics["seen_removed"]["ndcg@10"]
+    )
+
+
+def test_intervals_hold_their_means(evaluation):
+    for seen, table in evaluation.intervals.items():
+        for name, (low, high) in table.items():
+            assert low <= evaluation.metrics[seen][name] <= high
+            assert low < high
+
+
+def test_slices_are_a_partition(evaluation):
+    for by in ("history length", "target popularity"):
+        parts = [part for part in evaluation.slices if part.by == by]
+        assert len(parts) > 1
+        assert sum(part.cases for part in parts) == evaluation.cases
+        whole = sum(part.cases * part.metrics["seen_kept"]["ndcg@10"] for part in parts) / evaluation.cases
+        assert whole == pytest.approx(evaluation.metrics["seen_kept"]["ndcg@10"])
+
+
+def test_bands_name_their_bounds():
+    values = np.array([1, 1, 1, 2, 5, 9, 9, 40])
+    found = bands(values, "items")
+    assert sum(mask.sum() for _, mask in found) == len(values)
+    for name, mask in found:
+        low, high = values[mask].min(), values[mask].max()
+        assert name == (f"{low} items" if low == high else f"{low}–{high} items")
+    assert [name for name, _ in bands(np.array([7, 7, 7]), "items")] == ["7 items"]
+
+
+def test_saved_and_loaded(evaluation, tmp_path):
+    evaluation.save(tmp_path)
+    again = Evaluation.load(tmp_path)
+    assert again == evaluation
+    np.testing.assert_array_equal(again.ranks.greater, evaluation.ranks.greater)
+    np.testing.assert_array_equal(again.values("mrr@20", "kept"), evaluation.values("mrr@20", "kept"))
+    assert json.loads((tmp_path / "test.json").read_text())["metrics"] == evaluation.metrics
+
+
+@pytest.mark.parametrize("harm", ["missing", "half", "no metrics", "other version", "no ranks", "short ranks"])
+def test_damaged_evaluations_are_refused_with_a_sentence(evaluation, tmp_path, harm):
+    evaluation.save(tmp_path)
+    file, ranks = tmp_path / "test.json", tmp_path / "test-ranks.npy"
+    text = file.read_text()
+    if harm == "missing":
+        file.unlink()
+    elif harm == "half":
+        file.write_text(text[: len(text) // 2])
+    elif harm == "no metrics":
+        file.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "metrics"}))
+    elif harm == "other version":
+        file.write_text(text.replace('"version": 1', '"version": 99'))
+    elif harm == "no ranks":
+        ranks.unlink()
+    else:
+        np.save(ranks, np.load(ranks)[:-1])
+    with pytest.raises(ArtefactError, match=str(file)):
+        Evaluation.load(tmp_path)
+
+
+def test_a_subset_says_so():
+    part = evaluate(sum_of_vectors(40), make_dataset(300, 40), rows=np.arange(50), bootstrap=0)
+    assert (part.cases, part.complete, part.intervals) == (50, False, {})
+
+
+def test_a_split_without_cases_and_another_catalogue_are_refused():
+    dataset = make_dataset(30, 20)
+    with pytest.raises(DataError, match="20 items and the model 21"):
+        evaluate(sum_of_vectors(21), dataset)
+    empty = dataset_of([np.array([1, 2, 3])], 20)
+    empty._positions["test"] = np.array([], dtype=np.int64)
+    with pytest.raises(DataError, match="no test cases"):
+        evaluate(sum_of_vectors(20), empty)
