@@ -142,7 +142,11 @@ def test_everything_public_is_documented():
 
 def test_every_module_says_what_it_is_for():
     packages = {forethought.__name__}
-    assert not [m.__name__ for m in modules() if not m.__doc__ and m.__name__ not in packages and "__init__" not in str(m.__file__)]
+    assert not [
+        m.__name__
+        for m in modules()
+        if not m.__doc__ and m.__name__ not in packages and "__init__" not in str(m.__file__)
+    ]
 
 
 def readme_code() -> str:
@@ -154,7 +158,11 @@ def readme_code() -> str:
 @pytest.mark.slow
 def test_the_python_in_the_readme_runs(tmp_path):
     rows = ["user,item,timestamp"]
-    rows += [f"u{user},film {(user * 3 + step * 7) % 40},{1_600_000_000 + 60 * step}" for user in range(120) for step in range(8)]
+    rows += [
+        f"u{user},film {(user * 3 + step * 7) % 40},{1_600_000_000 + 60 * step}"
+        for user in range(120)
+        for step in range(8)
+    ]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "ten.py").write_text(readme_code())
     run = python("ten.py", cwd=tmp_path)

@@ -14,7 +14,9 @@ from forethought.errors import ArtefactError
 
 def _explain(target: Path, error: OSError) -> ArtefactError:
     reason = error.strerror or str(error)
-    return ArtefactError(f"Cannot write {target}: {reason}. Nothing was changed; free the space or choose another place.")
+    return ArtefactError(
+        f"Cannot write {target}: {reason}. Nothing was changed; free the space or choose another place."
+    )
 
 
 @contextlib.contextmanager

@@ -48,7 +48,9 @@ class TrainingExamples(TorchDataset[dict[str, Tensor]]):
         stops = np.asarray(dataset.train_stop)
         kept = stops - starts >= 2
         if not kept.any():
-            raise DataError(f"{dataset.path or 'The data set'} has no user with two training events: nothing to learn from.")
+            raise DataError(
+                f"{dataset.path or 'The data set'} has no user with two training events: nothing to learn from."
+            )
         self.items = torch.from_numpy(np.array(dataset.sequences.items))
         stop = torch.from_numpy(stops[kept])
         self.lengths = torch.minimum(stop - torch.from_numpy(starts[kept]) - 1, torch.tensor(max_length))
@@ -83,7 +85,9 @@ class LengthBuckets(Sampler[npt.NDArray[np.int64]]):
 
     def __init__(self, lengths: Tensor, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size % world_size:
-            raise DataError(f"A batch of {batch_size} rows cannot be shared by {world_size} processes; choose a multiple.")
+            raise DataError(
+                f"A batch of {batch_size} rows cannot be shared by {world_size} processes; choose a multiple."
+            )
         self.lengths = lengths.numpy()
         self.batch_size = batch_size
         self.seed = seed

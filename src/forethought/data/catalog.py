@@ -48,7 +48,9 @@ class Catalog:
         row = self._rows.get(str(own_id))
         if row is None:
             example = ", ".join(str(value) for value in self.ids[:3].to_pylist())
-            raise DataError(f"Item {own_id!r} is not in the catalogue of {len(self)} items; its ids look like {example}.")
+            raise DataError(
+                f"Item {own_id!r} is not in the catalogue of {len(self)} items; its ids look like {example}."
+            )
         return row + 1
 
     def encode(self, own_ids: Iterable[object]) -> npt.NDArray[np.int64]:

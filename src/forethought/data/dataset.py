@@ -199,7 +199,7 @@ class Dataset:
         digest = hashlib.sha256()
         for name, array in sorted(self._arrays().items()):
             digest.update(f"{name}:{array.dtype}:{len(array)}\n".encode())
-            digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+            digest.update(np.ascontiguousarray(array).data)
         for ids in (self.catalog.ids, self.users):
             for chunk in range(0, len(ids), 65536):
                 digest.update("\n".join(map(str, ids[chunk : chunk + 65536].to_pylist())).encode())
@@ -219,12 +219,17 @@ class Dataset:
         path = Path(path)
         file = path / "manifest.json"
         if not file.is_file():
-            raise DataError(f"{path} is no prepared data folder (no manifest.json); make one with 'forethought data prepare'.")
+            raise DataError(
+                f"{path} is no prepared data folder (no manifest.json); make one with 'forethought data prepare'."
+            )
         try:
             manifest = json.loads(file.read_text())
             arrays = manifest["arrays"]
             if manifest["format"] != FORMAT or manifest["version"] != VERSION:
-                raise DataError(f"{file} is {manifest['format']} version {manifest['version']}; this forethought reads {FORMAT} {VERSION}.")
+                raise DataError(
+                    f"{file} is {manifest['format']} version {manifest['version']}; "
+                    f"this forethought reads {FORMAT} {VERSION}."
+                )
             loaded = {name: cls._load_array(path, name, spec) for name, spec in arrays.items()}
             sequences = Sequences(
                 loaded["offsets"], loaded["items"], loaded.get("times"), loaded.get("actions"), loaded.get("ratings")
@@ -242,14 +247,22 @@ class Dataset:
             raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); prepare the data again.") from error
         dataset._check_shape()
         if verify and dataset._digest() != fingerprint:
-            raise DataError(f"{path} does not match its fingerprint; it was changed after it was made ({protocol}). Prepare it again.")
+            raise DataError(
+                f"{path} does not match its fingerprint; it was changed after it was made ({protocol}). "
+                "Prepare it again."
+            )
         return dataset
 
     @staticmethod
     def _load_array(path: Path, name: str, spec: Mapping[str, Any]) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = np.load(path / f"{name}.npy", mmap_mode="r" if spec["length"] else None, allow_pickle=False)
+        array: npt.NDArray[Any] = np.load(
+            path / f"{name}.npy", mmap_mode="r" if spec["length"] else None, allow_pickle=False
+        )
         if str(array.dtype) != spec["dtype"] or array.shape != (spec["length"],):
-            raise DataError(f"{path / name}.npy holds {array.dtype} {array.shape}, the manifest says {spec['dtype']} ({spec['length']},); prepare the data again.")
+            raise DataError(
+                f"{path / name}.npy holds {array.dtype} {array.shape}, "
+                f"the manifest says {spec['dtype']} ({spec['length']},); prepare the data again."
+            )
         return array
 
     def _check_shape(self) -> None:

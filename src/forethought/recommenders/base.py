@@ -16,7 +16,7 @@ from forethought.nn.thought import Thought
 
 
 @strict
-class RecommenderConfig(PreTrainedConfig):
+class RecommenderConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is only partly annotated
     """Sizes every recommender knows.
 
     Attributes:
@@ -31,7 +31,7 @@ class RecommenderConfig(PreTrainedConfig):
 
 
 @dataclass
-class RecommenderOutput(ModelOutput):
+class RecommenderOutput(ModelOutput):  # type: ignore[misc]
     """What ``forward`` returns: the scalar ``loss``, a mean over the supervised targets."""
 
     loss: Tensor | None = None
@@ -44,7 +44,7 @@ class Recommendations(NamedTuple):
     scores: Tensor
 
 
-class Recommender(PreTrainedModel):  # type: ignore[misc]  # transformers ships no types for this base
+class Recommender(PreTrainedModel):  # type: ignore[misc]
     """A next-item model.
 
     A subclass defines ``forward`` (if it has parameters to train) and ``score``, and where its score is an inner
