@@ -6,8 +6,9 @@
 # Choose the interpreter with PYTHON=/path/to/python, the test processes with WORKERS=N,
 # pytest's arguments with ARGS="-m 'not slow'".
 
-PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# the first Python new enough, by preference one that has what a virtual environment needs
+PYTHON ?= $(firstword $(shell for needs in sys,venv,ensurepip sys; do for p in python3.11 python3 python3.12 python3.13 python; do \
+	$$p -c "import $$needs; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p; done; done))
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
