@@ -1,0 +1,236 @@
+"""What the released PreferGrow code computes, written here from its description, and that ours is right instead.
+
+Each test names the mistake, shows its effect with exact ratios, and holds our function to the truth.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy.linalg import expm
+from torch.testing import assert_close
+
+from forethought.recommenders.prefergrow.growing import LAST_TIME, analytic_step, grow
+from forethought.recommenders.prefergrow.kernels import FadingKernel
+from forethought.recommenders.prefergrow.schedules import Geometric
+from forethought.recommenders.prefergrow.score_entropy import score_entropy_reference
+
+N, GAMMA = 50, 0.9999
+M = N + 1
+P = np.append(np.full(N, GAMMA / N), 1 - GAMMA)
+Floats = npt.NDArray[np.float64]
+
+
+def preference() -> Floats:
+    logits = np.random.default_rng(0).normal(scale=2.0, size=N)
+    return np.append(np.exp(logits) / np.exp(logits).sum(), 0.0)
+
+
+def right_inverse(ratios: Floats, alpha: float) -> Floats:
+    return ratios / alpha + (1 - 1 / alpha) * ratios.sum(axis=1, keepdims=True) * P
+
+
+def released_inverse(ratios: Floats, alpha: float) -> Floats:
+    """Adds (α - 1)/M Σ p_y ρ_y to every state, where (1 - 1/α) (Σ ρ) p_y belongs."""
+    return ratios / alpha + (alpha - 1) / M * (ratios @ P)[:, None]
+
+
+def right_rows(alpha: float) -> Floats:
+    return alpha * np.eye(M) + (1 - alpha) * P[:, None]
+
+
+def released_rows(alpha: float) -> Floats:
+    """Divides what reaches d from elsewhere by M."""
+    rows = right_rows(alpha)
+    rows[N] = alpha * np.eye(M)[N] + (1 - alpha) * P[N] / M
+    return rows
+
+
+RELEASED_START = np.append(np.full(N, (1 - GAMMA) / N), GAMMA)  # d with probability γ, where 1 - γ is meant
+
+
+def chain(steps: int, inverse=right_inverse, rows=right_rows, start: Floats = P) -> Floats:  # type: ignore[no-untyped-def]
+    """The law after T steps with exact ratios, before the last denoising."""
+    sigmas = Geometric().sigma(torch.linspace(1, LAST_TIME, steps + 1, dtype=torch.float64)).numpy()
+    law = start
+    for now, then in pairwise(sigmas):
+        noised = math.exp(-now) * preference() + (1 - math.exp(-now)) * P
+        alpha = math.exp(then - now)
+        step = np.clip(inverse(noised / noised[:, None], alpha), 0, None) * rows(alpha)
+        law = law @ (step / step.sum(axis=1, keepdims=True))
+    return law
+
+
+def distance(law: Floats) -> float:
+    return float(np.abs(law - preference()).sum()) / 2
+
+
+def exact_log_ratios(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    alpha = torch.exp(-sigma.double())[:, None]
+    log_p = (alpha * torch.from_numpy(preference()) + (1 - alpha) * torch.from_numpy(P)).log()
+    return log_p - log_p.gather(1, x[:, None])
+
+
+def test_2_a_learned_distribution_that_never_learns() -> None:
+    """The optimiser is given the network only; the softmax of p's parameter, all ones, stays uniform for ever.
+
+    Ours has no such parameter: p is smoothed popularity, it is data, and no gradient is spent on it.
+    """
+    counts = torch.tensor([50.0, 20.0, 5.0, 1.0, 0.0])
+    logits = torch.nn.Parameter(torch.ones(5))
+    scores = torch.nn.Parameter(torch.zeros(1, 5))
+    optimiser = torch.optim.SGD([scores], lr=0.1)
+    for _ in range(3):
+        p = logits.softmax(0)
+        column = 0.5 * p + 0.5 * torch.nn.functional.one_hot(torch.tensor(1), 5)
+        ratios = column / column[0]
+        (p[0] * (scores.exp() - ratios * scores)).sum().backward()
+        optimiser.step()
+        scores.grad = None
+    assert logits.grad is not None  # gradients pile up
+    assert float(logits.grad.abs().sum()) > 0
+    assert_close(logits.detach().softmax(0), torch.full((5,), 0.2))  # and nothing applies them
+
+    kernel = FadingKernel.from_popularity(counts, beta=1.0, smoothing=1.0)
+    assert_close(kernel.p, (counts + 1) / 81)
+    loss = score_entropy_reference(scores, torch.tensor([0]), torch.tensor([1]), 0.5, kernel)
+    loss.sum().backward()
+    assert kernel.p.grad is None
+    assert list(kernel.parameters()) == []
+
+
+def test_3a_the_inverse_of_the_hybrid_kernel() -> None:
+    alpha = 0.3
+    dense = np.linalg.inv(expm(-math.log(alpha) * (np.repeat(P[:, None], M, axis=1) - np.eye(M))))
+    v = np.random.default_rng(1).random((1, M))
+    ours = FadingKernel.hybrid(N, GAMMA, torch.float64).inverse(torch.from_numpy(v), alpha).numpy()
+    np.testing.assert_allclose(ours, v @ dense.T, atol=1e-12)
+    assert np.abs(released_inverse(v, alpha) - v @ dense.T).max() > 0.01
+
+    assert distance(chain(20, inverse=released_inverse)) == pytest.approx(0.075, abs=0.02)
+    assert distance(chain(1, inverse=released_inverse)) > 0.5
+    assert distance(chain(20)) < 1e-3  # before the last denoising, with which it is < 1e-6 (test_growing)
+
+
+def test_3b_the_row_of_the_disliked_state() -> None:
+    alpha = 0.3
+    dense = expm(-math.log(alpha) * (np.repeat(P[:, None], M, axis=1) - np.eye(M)))
+    ours = FadingKernel.hybrid(N, GAMMA, torch.float64).row(torch.arange(M), alpha).numpy()
+    np.testing.assert_allclose(ours, dense, atol=1e-14)
+    released = released_rows(alpha)
+    np.testing.assert_allclose(released[:N], dense[:N], atol=1e-14)
+    np.testing.assert_allclose(released[N, :N] * M, dense[N, :N], atol=1e-14)
+
+
+def test_3c_growing_starts_where_fading_ends() -> None:
+    draws = FadingKernel.hybrid(N, GAMMA).prior_sample(50_000, torch.Generator().manual_seed(0))
+    assert (draws == N).float().mean().item() < 10 * (1 - GAMMA)
+    assert RELEASED_START[N] == GAMMA  # nearly every released chain starts where training hardly ever was
+
+
+def test_3b_and_3c_leave_the_chain_stuck_on_d() -> None:
+    stuck = chain(20, rows=released_rows, start=RELEASED_START)
+    assert stuck[N] == pytest.approx(0.35, abs=0.02)
+    assert chain(20)[N] < 1e-6
+    kernel = FadingKernel.hybrid(N, GAMMA, torch.float64)
+    on_d = torch.full((2000,), N)
+    growth = grow(exact_log_ratios, kernel, Geometric(), 20, on_d, generator=torch.Generator().manual_seed(0))
+    assert int((growth.states[:, -2] == N).sum()) <= 2  # even from that start, the right row leaves d
+
+
+def test_4_impossible_states_are_never_drawn() -> None:
+    """log of a negative entry is NaN, and argmax returns the NaN: the released sampler draws state 1 every time."""
+    unclamped = torch.tensor([0.5, -0.01, 0.4, 0.2])
+    gumbel = -(-torch.rand(2000, 4, generator=torch.Generator().manual_seed(0)).log()).log()
+    assert bool(((unclamped.log() + gumbel).argmax(dim=1) == 1).all())
+
+    # ratios whose unfading is negative at state 1: p_t there is below (1 - α) p
+    kernel = FadingKernel.pair(4, torch.float64)
+    noised = kernel.transition(torch.tensor([0.5, -0.01, 0.31, 0.2], dtype=torch.float64), 0.5)
+    x = torch.zeros(2000, dtype=torch.int64)
+    log_ratios = (noised.log() - noised[0].log()).expand(2000, 4)
+    assert kernel.inverse(noised, 0.5)[1] < 0
+    probability = analytic_step(log_ratios, x, kernel, 0.5)
+    assert_close(probability.sum(dim=1), torch.ones(2000, dtype=torch.float64))
+    assert float(probability[:, 1].abs().sum()) == 0.0
+    drawn = grow(
+        lambda x, sigma: log_ratios,
+        kernel,
+        Geometric(0.1, math.log(2)),
+        0,
+        x,
+        generator=torch.Generator().manual_seed(0),
+    )
+    counts = np.bincount(drawn.final.numpy(), minlength=4)
+    assert counts[1] == 0
+    assert counts[0] > 0
+    assert counts[2] > 0
+    assert counts[3] > 0
+
+
+def test_5_scores_do_not_reward_the_present_sample() -> None:
+    """At t = 1e-5 the denoiser puts nearly all mass on the state it is in, so its first place is a random draw.
+
+    From a fixed state at a high noise level the same formula gives the preference itself, for everyone alike.
+    """
+    kernel, target = FadingKernel.point(N, torch.float64), torch.from_numpy(preference())
+
+    def log_ratios(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        log_p = kernel.transition(target.expand(len(x), -1), torch.exp(-sigma)).log()
+        return log_p - log_p.gather(1, x[:, None])
+
+    generator = torch.Generator().manual_seed(0)
+    chained = grow(log_ratios, kernel, Geometric(), 20, 200, generator=generator)
+    last = chained.states[:, -2]
+    assert torch.equal(chained.denoised.argmax(dim=1)[last < N], last[last < N])  # the lottery
+    assert len(chained.denoised.argmax(dim=1).unique()) > 5
+    read = grow(log_ratios, kernel, Geometric(), 0, torch.full((3,), N), generator=generator)
+    assert_close(read.denoised, target.expand(3, -1))
+
+
+def test_5_point_scores_at_items_are_never_trained() -> None:
+    """Why a chain of the point kernel may not be asked for scores once it has left d."""
+    kernel = FadingKernel.point(N)
+    scores = torch.randn(N, M, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    items = torch.arange(N)
+    loss = score_entropy_reference(scores, items, items, 0.5, kernel)
+    loss.sum().backward()
+    assert scores.grad is not None
+    assert float(scores.grad.abs().sum()) == 0.0
+
+
+def hybrid_on_d(scores: torch.Tensor, x_0: int, alpha: float, divisor: int, constant: float) -> torch.Tensor:
+    """The hybrid loss at x_t = d from its closed form, p_d r_y = γ/N + 1{y = x₀}/e, with γ/divisor for γ/N."""
+    e = (1 - alpha) / alpha
+    return (1 - GAMMA) * scores[:N].exp().sum() - GAMMA / divisor * scores[:N].sum() - scores[x_0] / e + constant
+
+
+def test_6_the_hybrid_loss_and_its_constant() -> None:
+    """At x_t = d the constant lacks a factor γ/N, so the printed loss is no bound in nats; N + 1 stands for N."""
+    alpha, x_0, p_d = 0.4, 7, 1 - GAMMA
+    e = (1 - alpha) / alpha
+    liked = GAMMA / N + 1 / e  # p_d r at x₀
+    log_r = math.log(GAMMA / N / p_d)
+    right = (N - 1) * GAMMA / N * (log_r - 1) + liked * (math.log(liked / p_d) - 1)
+    released = (N - 1) * (log_r - 1) + liked * (math.log(liked / p_d) - 1)
+
+    kernel = FadingKernel.hybrid(N, GAMMA, torch.float64)
+    column = kernel.column(torch.tensor([x_0]), alpha)
+    truth = (column.log() - column[0, N].log()).requires_grad_()
+    ours = score_entropy_reference(truth, torch.tensor([N]), torch.tensor([x_0]), alpha, kernel)
+    theirs = hybrid_on_d(truth[0], x_0, alpha, N + 1, released)
+    corrected = hybrid_on_d(truth[0], x_0, alpha, N, right)
+    assert ours.item() == pytest.approx(0.0, abs=1e-10)
+    assert corrected.item() == pytest.approx(0.0, abs=1e-10)
+    assert abs(theirs.item()) > 100
+
+    (gradient,) = torch.autograd.grad(ours, truth)
+    (released_gradient,) = torch.autograd.grad(theirs, truth)
+    assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+    wrong = GAMMA / N - GAMMA / (N + 1)
+    assert_close(released_gradient[0, :N], torch.full((N,), wrong, dtype=torch.float64))
