@@ -95,6 +95,7 @@ class LengthBuckets(Sampler[npt.NDArray[np.int64]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn next, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -72,11 +72,13 @@ class Catalog:
         return str(self.ids[row].as_py())
 
     def categories(self, item: int) -> list[str]:
+        """The item's categories; empty where none are known."""
         if "categories" not in self.table.column_names:
             return []
         return list(self.table["categories"][int(item) - 1].as_py() or [])
 
     def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``items.parquet``."""
         pq.write_table(self.table, path)
 
     @classmethod

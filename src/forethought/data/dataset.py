@@ -125,10 +125,12 @@ class Dataset:
 
     @property
     def num_users(self) -> int:
+        """Users, held-out ones among them."""
         return len(self.sequences)
 
     @property
     def protocol(self) -> str:
+        """``leave-one-out``, ``user-split`` or ``global-time``."""
         return str(self.manifest["protocol"])
 
     @property
