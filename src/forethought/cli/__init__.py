@@ -1,0 +1,132 @@
+"""The command ``forethought``: thin modules, one a command, that parse options and call the library."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from forethought import __version__
+from forethought.errors import ForethoughtError
+
+GUIDE = """\
+Recommenders that think before they rank: from an interaction log to honest recommendations.
+
+a tour in five lines:
+  forethought demo                                        everything below on bundled films, in minutes
+  forethought data prepare LOG.csv --out DATA             a log becomes a prepared data folder
+  forethought train prefergrow/default --data.path DATA   a recipe becomes a run folder
+  forethought evaluate RUN                                honest numbers on the held-out test part
+  forethought recommend RUN --history "ID,ID,ID"          what comes next
+
+data:
+  data prepare    read a log, clean it, split it, write a data folder
+  data check      ties, duplicates, leaks, cold targets, popularity: the data doctor
+  data download   fetch a public data set and check its digest
+
+models:
+  train           train the model of a recipe; every key can be overridden (--model.dropout 0.2)
+  tune            search a recipe's keys on the validation part
+
+results:
+  evaluate        rank the test targets of a run
+  compare         leaderboard of several runs: table, Markdown, JSON, HTML report
+  recommend       the best next items after a history, or for a user
+  grow            draw how a preference grows from noise
+
+all at once:
+  demo            prepare, train, evaluate, compare and report on bundled MovieLens
+"""
+EPILOG = "'forethought COMMAND --help' tells the options of a command."
+
+COMMANDS = ("data", "train", "evaluate", "compare", "recommend", "grow", "tune", "demo")
+_OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
+_PLACE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 2 where the user has to mend something."""
+    parser = _parser()
+    words, overrides = _take_overrides(parser, list(sys.argv[1:] if argv is None else argv))
+    options = parser.parse_args(words)
+    for name, default in {"seed": None, "device": None, "threads": None, "quiet": False}.items():
+        options.__dict__.setdefault(name, default)  # the flags stand before or after the command
+    if overrides and not getattr(options, "takes_overrides", False):
+        parser.error(f"unrecognized arguments: --{next(iter(overrides))}")
+    options.overrides = overrides
+    if options.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is imported, by the command
+    try:
+        return int(options.run(options) or 0)
+    except ForethoughtError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; the exit must not fail
+        return 0
+    except OSError as error:
+        if error.errno not in _PLACE:
+            raise
+        place, reason = error.filename or "the output", os.strerror(error.errno or 0)
+        return _fail(f"Cannot write {place}: {reason}; free the space or choose another place.")
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"forethought: error: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    group = common.add_argument_group("options of every command")
+    group.add_argument("--seed", type=_whole, metavar="N", help="seed of everything random")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; by default the accelerator, if any")
+    group.add_argument("--threads", type=_positive, metavar="N", help="threads on the CPU")
+    group.add_argument("--quiet", action="store_true", help="no progress, only results")
+    parser = argparse.ArgumentParser(
+        "forethought", "forethought COMMAND …", GUIDE, EPILOG, [common],
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"forethought {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    for name in COMMANDS:
+        if find_spec(f"forethought.cli.{name}"):
+            import_module(f"forethought.cli.{name}").register(subparsers, common)
+    return parser
+
+
+def _take_overrides(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Separate ``--section.key value`` and ``--section.key=value`` from the words argparse is to read."""
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    remaining = iter(words)
+    for word in remaining:
+        match = _OVERRIDE.fullmatch(word)
+        if match is None:
+            rest.append(word)
+            continue
+        value = match["value"] if match["value"] is not None else next(remaining, None)
+        if value is None:
+            parser.error(f"{word} needs a value")
+        overrides[match["key"]] = value
+    return rest, overrides
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 4294967295")
+    return number
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number

@@ -258,7 +258,7 @@ class Dataset:
     @staticmethod
     def _load_array(path: Path, name: str, spec: Mapping[str, Any]) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = np.load(
-            path / f"{name}.npy", mmap_mode="r" if spec["length"] else None, allow_pickle=False
+            path / f"{name}.npy", mmap_mode="c" if spec["length"] else None, allow_pickle=False
         )
         if str(array.dtype) != spec["dtype"] or array.shape != (spec["length"],):
             raise DataError(

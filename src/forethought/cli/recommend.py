@@ -1,0 +1,46 @@
+"""``forethought recommend``: the best next items of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "recommend",
+        parents=[common],
+        allow_abbrev=False,
+        help="the best next items after a history, or for a user",
+        description="Print the best next items after a history, or for a user of the training data, best first.",
+    )
+    parser.add_argument("path", metavar="RUN", help="a run folder; with --history its model folder is enough")
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--history", metavar='"ID,ID,…"', help="the items' own ids, oldest first")
+    who.add_argument("--user", metavar="ID", help="the user's own id; everything the data tells of the user is read")
+    parser.add_argument("-k", type=int, default=10, metavar="K", help="how many (default 10)")
+    parser.add_argument("--json", action="store_true", help="print JSON: [{id, title, score}, …]")
+    parser.add_argument("--include-seen", action="store_true", help="do not leave out items of the history")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from forethought.recommenders.run import Run
+
+    opened = Run.open(options.path, options.device)
+    if options.history is not None:
+        history = [part.strip() for part in options.history.split(",") if part.strip()]
+        best = opened.recommend(history, options.k, not options.include_seen)
+    else:
+        best = opened.recommend_user(options.user, options.k, not options.include_seen)
+    if options.json:
+        print(json.dumps([item._asdict() for item in best], ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "id", "title", "score", box=None)
+    for place, item in enumerate(best, start=1):
+        table.add_row(str(place), str(item.id), item.title, f"{item.score:.4f}")
+    Console().print(table)

@@ -1,0 +1,41 @@
+"""``forethought train``: a recipe becomes a run folder."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        parents=[common],
+        allow_abbrev=False,
+        help="train the model of a recipe",
+        usage="forethought train RECIPE [--data.path DATA] [--out RUN] [--resume] [--section.key VALUE …]",
+        description="Train the model of a recipe, keep the weights best on the validation part, and print the run "
+        "folder on the last line. RECIPE is a YAML file or the name of a recipe that comes with forethought. Every key "
+        "of the recipe can be overridden: --model.dropout 0.2 --data.targets last --training.learning_rate 1e-3",
+    )
+    parser.add_argument("recipe", metavar="RECIPE")
+    parser.add_argument("--out", metavar="RUN", help="the run folder; by default a new one under runs/")
+    parser.add_argument("--name", help="how the run is called; by default as the recipe")
+    parser.add_argument("--resume", action="store_true", help="go on with --out where it was stopped")
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    from forethought.recommenders.run import train
+
+    overrides = options.overrides if options.name is None else {**options.overrides, "name": options.name}
+    trained = train(
+        options.recipe,
+        out=options.out,
+        resume=options.resume,
+        seed=options.seed,
+        device=options.device,
+        threads=options.threads,
+        quiet=options.quiet,
+        overrides=overrides,
+    )
+    print(trained.path)

@@ -1,0 +1,380 @@
+"""From a recipe to a run folder, and from a run folder to recommendations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import safetensors
+import torch
+import transformers
+from torch import Tensor
+
+from forethought import __version__
+from forethought.atomic import atomic_file, atomic_folder
+from forethought.data.catalog import Catalog
+from forethought.data.dataset import Dataset
+from forethought.errors import ArtefactError, DataError, RecipeError
+from forethought.evaluation.evaluator import Evaluation, evaluate
+from forethought.recipes import recipe_path
+from forethought.recommenders import MODELS, model_class
+from forethought.recommenders.base import Recommender
+from forethought.training.checkpoints import seal, verify
+from forethought.training.recipe import Recipe
+from forethought.training.trainer import Trainer
+
+FORMAT = "forethought.run"
+VERSION = 1
+
+transformers.utils.logging.disable_progress_bar()
+
+
+class Recommendation(NamedTuple):
+    """One item of a list, best first: the item's own ``id``, its ``title``, and the model's ``score``."""
+
+    id: Any
+    title: str
+    score: float
+
+
+class Run:
+    """A run folder: a model, its catalogue, and how it came to be. A ``model`` folder alone is enough to recommend.
+
+    Attributes:
+        path: the folder.
+        model: the recommender, in evaluation mode.
+        catalog: the items it knows.
+        recipe: the resolved recipe; None where only a model folder was opened.
+        info: what ``run.json`` holds.
+    """
+
+    def __init__(
+        self, path: Path, model: Recommender, catalog: Catalog, recipe: Recipe | None, info: Mapping[str, Any]
+    ) -> None:
+        self.path = path
+        self.model = model
+        self.catalog = catalog
+        self.recipe = recipe
+        self.info = dict(info)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], device: str | None = None) -> Run:
+        """Open a run folder, or a model folder.
+
+        Raises:
+            ArtefactError: the folder is missing, unfinished, damaged or of another version.
+        """
+        path = Path(path)
+        if (path / "config.json").is_file():
+            return cls(path, *_open_model(path, device), None, {})
+        info = _read_info(path)
+        if not (path / "model" / "config.json").is_file():
+            raise ArtefactError(
+                f"{path} is not finished (it is {info['status']}); go on with "
+                f"'forethought train … --out {path} --resume'."
+            )
+        recipe = Recipe.load(path / "recipe.yaml", _config_class)
+        return cls(path, *_open_model(path / "model", device), recipe, info)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data the model was trained on.
+
+        Raises:
+            DataError: it is no longer there, or is not what it was.
+        """
+        data = self.info.get("data")
+        if data is None:
+            raise DataError(
+                f"{self.path} is a model folder and does not say which data it was trained on; open the run folder."
+            )
+        dataset = Dataset.open(data["path"])
+        if dataset.fingerprint != data["fingerprint"]:
+            raise DataError(f"{data['path']} was prepared anew since {self.path} was trained on it; train again.")
+        return dataset
+
+    def evaluate(self, split: Literal["valid", "test"] = "test", **options: Any) -> Evaluation:
+        """Evaluate on a held-out split and keep the result in ``evaluation/``; options as ``forethought.evaluate``."""
+        evaluation = evaluate(self.model, self.dataset, split, **options)
+        evaluation.save(self.path / "evaluation")
+        return evaluation
+
+    def recommend(self, history: Iterable[object], k: int = 10, exclude_seen: bool = True) -> list[Recommendation]:
+        """The best next items after a history.
+
+        Args:
+            history: the items' own ids, oldest first.
+            k: how many.
+            exclude_seen: leave out items of the history.
+
+        Raises:
+            DataError: the history is empty, or has an item that is not in the catalogue.
+        """
+        return self._recommend(torch.from_numpy(self.catalog.encode(history)), k, exclude_seen)
+
+    def recommend_user(self, user: object, k: int = 10, exclude_seen: bool = True) -> list[Recommendation]:
+        """The best next items for a user of the training data, after everything the data tells of that user.
+
+        Raises:
+            DataError: there is no such user.
+        """
+        row = self.dataset.user_index(user)
+        start, stop = self.dataset.sequences.offsets[row : row + 2]
+        return self._recommend(
+            torch.from_numpy(self.dataset.sequences.items[start:stop].astype("int64")), k, exclude_seen
+        )
+
+    def _recommend(self, history: Tensor, k: int, exclude_seen: bool) -> list[Recommendation]:
+        if not len(history):
+            raise DataError("The history is empty; give at least one item.")
+        if k < 1:
+            raise DataError(f"{k} recommendations cannot be made; ask for at least one.")
+        best = self.model.recommend(history[None].to(self.model.device), k, exclude_seen)
+        pairs = [(item, score) for item, score in zip(best.items[0].tolist(), best.scores[0].tolist(), strict=True)]
+        kept = [(item, score) for item, score in pairs if score > float("-inf")]  # the catalogue may be used up
+        ids = self.catalog.decode([item for item, _ in kept])
+        return [
+            Recommendation(own, self.catalog.title(item), score) for own, (item, score) in zip(ids, kept, strict=True)
+        ]
+
+
+def train(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    seed: int | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    quiet: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> Run:
+    """Train the model a recipe names, evaluate it on the validation part, and write a run folder.
+
+    Args:
+        recipe: a YAML file, the name of a recipe that comes with forethought, nested keys, or a :class:`Recipe`.
+        out: the run folder; by default a new one under ``runs/``.
+        resume: go on with ``out`` where it was stopped; the result is the one of an uninterrupted run.
+        seed: in place of the recipe's.
+        device: ``cpu``, ``cuda`` …; by default the accelerator, where there is one.
+        threads: of torch on the CPU.
+        quiet: no progress bar.
+        overrides: values of dotted keys, such as ``{"model.dropout": 0.2}``.
+
+    Raises:
+        RecipeError, DataError, ArtefactError: recipe, data or run folder are not what they have to be.
+    """
+    if seed is not None:
+        overrides = {**(overrides or {}), "seed": seed}
+    recipe = read_recipe(recipe, overrides)
+    if recipe.data.path is None:
+        raise RecipeError(
+            f"Recipe {recipe.name} names no data; give --data.path FOLDER (made with 'forethought data prepare')."
+        )
+    dataset = Dataset.open(recipe.data.path)
+    data = dataclasses.replace(recipe.data, path=str(Path(recipe.data.path).resolve()))
+    recipe = dataclasses.replace(recipe, data=data)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _check_device(device)
+    folder = _run_folder(recipe, out, resume)
+    if resume and (folder / "run.json").is_file():
+        before = _read_info(folder)
+        _check_same(folder, recipe, dataset, before)
+        if before["status"] == "finished":
+            return Run.open(folder, device)
+    main = int(os.environ.get("RANK", "0")) == 0
+    info = _new_info(recipe, dataset, device)
+    if main:
+        recipe.save(folder / "recipe.yaml")
+        _write_info(folder, info)
+    model = build(recipe, dataset)
+    info["parameters"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    started = time.monotonic()
+    try:
+        if info["parameters"]:
+            trainer = Trainer(model, dataset, recipe, folder, device=device, quiet=quiet)
+            trainer.fit(resume)
+            info["device"] = str(trainer.args.device)
+            info["steps"] = trainer.state.global_step
+            info["best_step"] = trainer.state.best_global_step
+            info["processes"] = trainer.args.world_size
+        model.eval()
+        if main:
+            if len(dataset.targets("valid")):
+                evaluate(model, dataset, "valid").save(folder / "evaluation")
+            save_model(model, dataset.catalog, folder / "model")
+            finished = _now()
+            info |= {"status": "finished", "finished": finished, "seconds": round(time.monotonic() - started, 3)}
+            _write_info(folder, info)
+    except BaseException as error:
+        if main:
+            info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            _write_info(folder, info)
+        raise
+    return Run(folder, model, dataset.catalog, recipe, info)
+
+
+def read_recipe(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Resolve a recipe, given in any of the ways :func:`train` takes it.
+
+    Raises:
+        RecipeError: there is no such recipe, or a key or value does not fit.
+    """
+    if isinstance(recipe, Recipe):
+        return Recipe.from_mapping(recipe.to_dict(), _config_class, overrides) if overrides else recipe
+    if isinstance(recipe, Mapping):
+        return Recipe.from_mapping(recipe, _config_class, overrides)
+    return Recipe.load(recipe_path(recipe), _config_class, overrides)
+
+
+def build(recipe: Recipe, dataset: Dataset) -> Recommender:
+    """The untrained model of a recipe, having observed the training part; its weights depend on ``recipe.seed``."""
+    torch.manual_seed(recipe.seed)
+    settings = {key: value for key, value in recipe.model.items() if key != "type"}
+    kind = model_class(recipe.model["type"])
+    model = kind(kind.config_class(num_items=dataset.num_items, **settings))
+    model.observe(dataset)
+    return model
+
+
+def save_model(model: Recommender, catalog: Catalog, folder: Path) -> None:
+    """Write weights, config and catalogue as one folder, atomically.
+
+    Raises:
+        ArtefactError: the place cannot be written.
+    """
+    try:
+        with atomic_folder(folder, replace=True) as scratch:
+            model.save_pretrained(scratch)
+            catalog.save(scratch / "items.parquet")
+            seal(scratch)
+    except safetensors.SafetensorError as error:
+        raise ArtefactError(f"Cannot write {folder}: {error}; free the space or choose another place.") from error
+
+
+def _open_model(folder: Path, device: str | None) -> tuple[Recommender, Catalog]:
+    _check_device(device)
+    verify(folder)
+    try:
+        architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+        kinds = {home.partition(":")[2]: kind for kind, home in MODELS.items()}
+        if architecture not in kinds:
+            raise ArtefactError(f"{folder} holds a {architecture}; this forethought knows {', '.join(kinds)}.")
+        model: Recommender = model_class(kinds[architecture]).from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, safetensors.SafetensorError) as error:
+        if isinstance(error, ArtefactError):
+            raise
+        raise ArtefactError(f"{folder} cannot be opened as a model: {error}.") from error
+    return model.to(torch.device(device or "cpu")).eval(), Catalog.open(folder / "items.parquet")
+
+
+def _config_class(kind: str) -> type[transformers.PreTrainedConfig]:
+    return model_class(kind).config_class
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError(f"There is no device {device!r} on this machine; use --device cpu.") from error
+
+
+def _run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> Path:
+    if out is None:
+        if resume:
+            raise ArtefactError("Which run is to go on? Name its folder with --out RUN.")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ArtefactError("Several processes train together; name one run folder for them with --out RUN.")
+        stem = Path("runs") / f"{recipe.name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        names = (stem if number == 1 else Path(f"{stem}-{number}") for number in range(1, sys.maxsize))
+        return next(name for name in names if not name.exists())
+    folder = Path(out)
+    main = int(os.environ.get("RANK", "0")) == 0
+    if not resume and main and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtefactError(f"{folder} exists already; go on with it by --resume, or choose another --out.")
+    return folder
+
+
+def _check_same(folder: Path, recipe: Recipe, dataset: Dataset, before: Mapping[str, Any]) -> None:
+    """A run goes on only with the recipe and the data it began with."""
+    old, new = (_flat(each.to_dict()) for each in (Recipe.load(folder / "recipe.yaml", _config_class), recipe))
+    for key in [key for key in {**old, **new} if key != "data.path"]:
+        if old.get(key) != new.get(key):
+            raise RecipeError(
+                f"{folder} was begun with {key} {old.get(key)!r}, not {new.get(key)!r}; "
+                "resume it unchanged or choose another --out."
+            )
+    if before["data"]["fingerprint"] != dataset.fingerprint:
+        raise DataError(f"{recipe.data.path} is not the data {folder} was begun with; train on it in another --out.")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _new_info(recipe: Recipe, dataset: Dataset, device: str | None) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": recipe.name,
+        "model": recipe.model["type"],
+        "data": {"path": recipe.data.path, "fingerprint": dataset.fingerprint, "protocol": dataset.protocol},
+        "seed": recipe.seed,
+        "device": device or "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "forethought": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "command": sys.argv,
+        "started": _now(),
+        "status": "running",
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
+    with atomic_file(folder / "run.json") as scratch:
+        scratch.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    file = folder / "run.json"
+    if not file.is_file():
+        raise ArtefactError(
+            f"{folder} is no run folder (no run.json); make one with 'forethought train RECIPE --out {folder}'."
+        )
+    try:
+        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if info["format"] != FORMAT or info["version"] != VERSION:
+            raise ArtefactError(
+                f"{file} is {info['format']} version {info['version']}; this forethought reads {FORMAT} {VERSION}."
+            )
+        _ = info["data"]["path"], info["data"]["fingerprint"], info["status"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ArtefactError):
+            raise
+        raise ArtefactError(f"{file} is damaged ({type(error).__name__}: {error}); train again.") from error
+    return info

@@ -1,0 +1,320 @@
+"""The one training loop: ``transformers.Trainer`` fed with whole batches, and made safe to kill at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+
+from forethought.data.batches import LengthBuckets, TrainingExamples
+from forethought.data.dataset import Dataset
+from forethought.errors import ArtefactError, RecipeError
+from forethought.evaluation.metrics import mean_metrics
+from forethought.evaluation.ranking import rank_targets
+from forethought.training.checkpoints import checkpoint_path, checkpoints, publish, seal, verify
+from forethought.training.ema import AverageWeights, ExponentialMovingAverage
+from forethought.training.progress import JsonLines, ProgressBar
+from forethought.training.recipe import Recipe
+
+AVERAGE = "average.safetensors"  # of the weights, beside model.safetensors in a checkpoint
+LOG_STEPS = 50  # the running loss is brought from the device once in so many steps
+
+
+class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships no types for this base
+    """Trains a recommender as its recipe says.
+
+    The batches of the resumed epoch that were already used are skipped without being built; every process takes its
+    share of each global batch, and the loss is divided by the number of targets of the whole optimiser step, so that
+    accumulation and several processes give the loss of one process and one big batch.
+
+    Args:
+        model: ``forward(history, target, num_targets)`` returns an output with ``loss``.
+        dataset: the prepared data; trained on its training part, selected on its validation part.
+        recipe: what to do.
+        folder: the run folder; checkpoints go to ``folder/checkpoints``, events to ``folder/log.jsonl``.
+        device: ``cpu``, ``cuda`` …; by default what accelerate finds.
+        quiet: no progress bar.
+        callbacks: further transformers callbacks.
+
+    Raises:
+        RecipeError: the recipe asks for what this machine or data cannot give.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        dataset: Dataset,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        device: str | None = None,
+        quiet: bool = False,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.folder = Path(folder)
+        self.targets = dataset.targets("valid")
+        examples = TrainingExamples(dataset, model.config.max_length, recipe.data.targets)
+        try:
+            super().__init__(
+                model,
+                training_arguments(recipe, self.folder / "checkpoints", device, evaluates=len(self.targets) > 0),
+                train_dataset=examples,
+                eval_dataset=self.targets,
+                callbacks=[JsonLines(self.folder / "log.jsonl"), *(callbacks or [])],
+            )
+        except (RuntimeError, ValueError, ImportError) as error:
+            raise RecipeError(f"This machine cannot train as recipe {recipe.name} asks: {error}") from error
+        vars(model.config).pop("use_cache", None)  # the base class writes it into every config
+        self.remove_callback(PrinterCallback)
+        self.progress = None if quiet or not self.is_world_process_zero() else ProgressBar(recipe.training.select_by)
+        if self.progress is not None:
+            self.add_callback(self.progress)
+        self.buckets = LengthBuckets(
+            examples.lengths, recipe.training.batch_size, recipe.seed, self.args.process_index, self.args.world_size
+        )
+        self.average: ExponentialMovingAverage | None = None
+        if recipe.training.ema_decay > 0:
+            self.average = ExponentialMovingAverage(model, recipe.training.ema_decay)
+            self.add_callback(AverageWeights(self.average))
+        self._seconds_before = 0.0
+        self._began = time.monotonic()
+
+    def fit(self, resume: bool = False) -> None:
+        """Train to the end and leave the best weights in the model (their average, where the recipe keeps one).
+
+        Args:
+            resume: go on from the newest checkpoint, if there is one.
+
+        Raises:
+            ArtefactError: the newest checkpoint is damaged, or the folder cannot be written.
+        """
+        folder = Path(self.args.output_dir)
+        newest = list(checkpoints(folder).values())[-1:] if resume else []
+        for checkpoint in newest:
+            try:
+                verify(checkpoint)
+            except ArtefactError as error:
+                raise ArtefactError(f"{error} Remove that folder to go on from an earlier checkpoint.") from error
+        # different noise in each process; on resume the states in the checkpoint replace it
+        torch.manual_seed(self.recipe.seed + self.args.process_index)
+        self._began = time.monotonic()
+        try:
+            self.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+        finally:
+            if self.progress is not None:
+                self.progress.close()
+        self._take_best()
+
+    # -- batches and loss
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        # The sampler's element is an array of rows and the data set turns it into a batch at once, so a "batch" of one
+        # element is all torch has to collate.
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=BatchSampler(self.buckets, batch_size=1, drop_last=False),  # type: ignore[arg-type]
+            collate_fn=itemgetter(0),
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        count = sum((torch.count_nonzero(batch["target"]) for batch in batch_samples), start=torch.tensor(0)).to(device)
+        return self.accelerator.reduce(count) if self.args.world_size > 1 else count
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        outputs = model(**inputs, num_targets=num_items_in_batch)
+        # DistributedDataParallel averages gradients over processes; the loss is already divided by all their targets
+        loss = outputs.loss * self.args.world_size if self.args.world_size > 1 else outputs.loss
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        return 0  # an estimate nobody reads, and a walk over all parameters each step
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        if self._out_of_patience():  # stopped early, then killed before the run was closed
+            self.control.should_training_stop = True
+            return
+        self.buckets.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    # -- validation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Rank the validation targets with the averaged weights, where there are any; ``{"valid/ndcg@10": …}``."""
+        with self.average.in_model() if self.average is not None else contextlib.nullcontext():
+            metrics = self._rank()
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _rank(self) -> dict[str, float]:
+        evaluation, processes = self.recipe.evaluation, self.args.world_size
+        rows = np.arange(self.args.process_index, len(self.targets), processes)
+        ranks = rank_targets(self.model, self.targets, batch_size=evaluation.batch_size, rows=rows)
+        metrics = mean_metrics(ranks)[f"seen_{evaluation.seen}"]
+        if processes > 1:
+            sums = torch.tensor(list(metrics.values()), device=self.args.device) * len(rows)
+            means = self.accelerator.reduce(sums) / len(self.targets)
+            metrics = dict(zip(metrics, means.tolist(), strict=True))
+        return {f"valid/{name}": value for name, value in metrics.items()}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        value = metrics[f"valid/{self.recipe.training.select_by}"]
+        better = self.state.best_metric is None or value > self.state.best_metric
+        if better:
+            self.state.best_metric = value
+            self.state.best_global_step = self.state.global_step
+        self.control.should_training_stop |= self._out_of_patience()
+        return better
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.control.should_log |= self.control.should_evaluate  # each point of the learning curve has its loss
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _out_of_patience(self) -> bool:
+        key, best = f"valid/{self.recipe.training.select_by}", self.state.best_global_step
+        if not self.recipe.training.patience or best is None:
+            return False
+        worse = sum(key in entry and entry["step"] > best for entry in self.state.log_history)
+        return worse >= self.recipe.training.patience
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs:  # of this process only, so wrong after a resume
+            return
+        loss = logs.get("loss")
+        if loss is not None and not abs(loss) < float("inf"):
+            raise RecipeError(
+                f"Training diverged: the loss is {loss} at step {self.state.global_step}; "
+                "lower training.learning_rate or training.max_grad_norm, or use --training.precision fp32."
+            )
+        logs["seconds"] = round(self._seconds_before + time.monotonic() - self._began, 3)
+        super().log(logs, start_time)
+
+    # -- checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        scratch = folder / f".checkpoint-{step}.part"
+        try:
+            if self.args.should_save:
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self._save_rng_state(str(scratch))
+            self._save_optimizer_and_scheduler(str(scratch))
+            self._save_scaler(str(scratch))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.save_model(str(scratch), _internal_call=True)
+                if self.average is not None:
+                    safetensors.torch.save_file(self.average.state_dict(), scratch / AVERAGE)
+                self.state.save_to_json(str(scratch / "trainer_state.json"))
+                seal(scratch)
+                publish(scratch, folder, step, self.state.best_global_step)
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            kept = list(checkpoints(folder).values())[-1:]
+            intact = f"{kept[0]} is intact: free the space and go on with --resume" if kept else "choose another --out"
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+            raise ArtefactError(f"Cannot write checkpoint {step} to {folder}: {reason}; {intact}.") from error
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        # the base class would add its arguments as a pickle
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        progress: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        # the state names the best checkpoint by step; where the run folder lies may have changed
+        best = self.state.best_global_step
+        if best is not None and not checkpoint_path(Path(self.args.output_dir), best).is_dir():
+            raise ArtefactError(
+                f"{self.args.output_dir} has lost its best checkpoint-{best}; train again without --resume."
+            )
+        if self.state.log_history:
+            self._seconds_before = self.state.log_history[-1].get("seconds", 0.0)
+        return progress
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is not None:
+            self.average.load_state_dict(_read(Path(resume_from_checkpoint) / AVERAGE))
+
+    def _take_best(self) -> None:
+        """The weights to keep: those of the best checkpoint, or of the last step where nothing was validated."""
+        best = self.state.best_global_step
+        if best is not None:
+            checkpoint = checkpoint_path(Path(self.args.output_dir), best)
+            verify(checkpoint)
+            self._load_from_checkpoint(str(checkpoint))
+        if self.average is not None:
+            self.average.copy_to_model()
+        self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+
+
+def training_arguments(recipe: Recipe, output: Path, device: str | None, *, evaluates: bool) -> TrainingArguments:
+    """The recipe in the words of ``transformers``."""
+    training = recipe.training
+    every: Literal["epoch", "steps"] = "epoch" if training.evaluate_every == "epoch" else "steps"
+    steps = 500 if training.evaluate_every == "epoch" else training.evaluate_every
+    on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        run_name=recipe.name,
+        seed=recipe.seed,
+        use_cpu=on_cpu,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=max(training.batch_size // int(os.environ.get("WORLD_SIZE", "1")), 1),
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.beta1,
+        adam_beta2=training.beta2,
+        max_grad_norm=training.max_grad_norm,
+        lr_scheduler_type="constant_with_warmup" if training.scheduler == "constant" else training.scheduler,
+        warmup_steps=training.warmup_steps,
+        optim="adamw_torch_fused",
+        bf16=training.precision == "bf16",
+        eval_strategy=every if evaluates else "no",
+        eval_steps=steps,
+        save_strategy=every,
+        save_steps=steps,
+        logging_steps=LOG_STEPS,
+        logging_nan_inf_filter=False,
+        report_to=list(training.report_to) or "none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    _ = arguments.device  # settles the process group, and with it the number of devices below
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # several GPUs in one process would be DataParallel; several processes are wanted
+    return arguments
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(safetensors.torch.load_file(path))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}.") from error
