@@ -1,0 +1,156 @@
+"""The rules that make a log clean, as ibis expressions: the same on DuckDB, on Spark and in a warehouse.
+
+They run in one declared order: rating threshold, duplicates, k-core, minimum length, maximum length. Each one writes
+what it did into the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ibis
+import ibis.expr.types as ir
+
+from forethought.errors import DataError
+
+Duplicates = Literal["keep", "first", "last", "consecutive", "exact"]
+Store = Callable[[ir.Table], ir.Table]
+Drop = Callable[[ir.Table], None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to leave out.
+
+    Attributes:
+        min_rating: events rated lower.
+        duplicates: ``keep`` all events; the ``first`` or ``last`` of each user and item; ``consecutive`` repeats
+            become one event; ``exact``: same user, item and time become one.
+        k_core: users and items with fewer events, again and again until none is left.
+        min_length: users with fewer events.
+        max_length: all but a user's newest events.
+    """
+
+    min_rating: float | None = None
+    duplicates: Duplicates = "keep"
+    k_core: int = 0
+    min_length: int = 0
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.duplicates not in ("keep", "first", "last", "consecutive", "exact"):
+            raise DataError(f"There is no duplicate policy {self.duplicates!r}; choose keep, first, last, consecutive or exact.")
+        for name in ("k_core", "min_length"):
+            if getattr(self, name) < 0:
+                raise DataError(f"{name} is {getattr(self, name)}; it has to be 0 (off) or more.")
+        if self.max_length is not None and self.max_length < 1:
+            raise DataError(f"max_length is {self.max_length}; it has to be 1 or more, or left out.")
+
+
+def order_of(table: ir.Table) -> tuple[list[str], str]:
+    """The columns that put a user's events in order, and the rule in words.
+
+    Time comes first; where times tie, or where there is none, the row in the source decides; a table without an order
+    of its own falls back on the item's id.
+
+    Raises:
+        DataError: neither time nor row is known.
+    """
+    if "row" in table.columns:
+        return (["time", "row"], "time, then row in the source") if "time" in table.columns else (["row"], "row in the source")
+    if "time" in table.columns:
+        return ["time", "item"], "time, then item id"
+    raise DataError("The table has neither a time column nor an order of its own; name one with time_column or row_column.")
+
+
+def clean(table: ir.Table, rules: Rules, store: Store, drop: Drop) -> tuple[ir.Table, list[dict[str, Any]]]:
+    """Apply the rules in their order.
+
+    Args:
+        table: ``user``, ``item`` and where known ``time``, ``rating``, ``row``.
+        rules: what to leave out.
+        store: computes a table and keeps it; called once a rule, and once a round of the k-core.
+        drop: forgets a table that ``store`` returned.
+
+    Returns:
+        The remaining events, and a manifest entry a rule with users, items and events before and after.
+    """
+    order, _ = order_of(table)
+    table = store(table)
+    report: list[dict[str, Any]] = []
+    counts = count(table)
+
+    def apply(step: Callable[[ir.Table], ir.Table], rule: str, **parameters: Any) -> None:
+        nonlocal table, counts
+        before, previous = counts, table
+        table = store(step(table))
+        drop(previous)
+        counts = count(table)
+        report.append({"rule": rule, **parameters, "before": before, "after": counts})
+
+    if rules.min_rating is not None:
+        if "rating" not in table.columns:
+            raise DataError("A minimum rating needs a rating column; name it with --rating-column.")
+        apply(lambda events: events.filter(events.rating >= rules.min_rating), "min_rating", value=rules.min_rating)
+    if rules.duplicates != "keep":
+        apply(lambda events: without_duplicates(events, rules.duplicates, order), "duplicates", policy=rules.duplicates)
+    if rules.k_core > 1:
+        before, rounds = counts, 0
+        while True:
+            previous, events_before = table, counts["events"]
+            table = store(core_round(table, rules.k_core))
+            drop(previous)
+            counts, rounds = count(table), rounds + 1
+            if counts["events"] == events_before:
+                break
+        report.append({"rule": "k_core", "k": rules.k_core, "rounds": rounds, "before": before, "after": counts})
+    if rules.min_length > 1:
+        apply(lambda events: events.filter(_size(events, "user") >= rules.min_length), "min_length", value=rules.min_length)
+    if rules.max_length is not None:
+        newest = rules.max_length
+        apply(lambda events: _newest(events, newest, order), "max_length", value=newest)
+    if not counts["events"]:
+        last = report[-1]["rule"] if report else "reading"
+        raise DataError(f"No event is left after the rule {last!r}; use milder rules.")
+    return table, report
+
+
+def count(table: ir.Table) -> dict[str, int]:
+    """Users, items and events of a log."""
+    found = table.aggregate(users=table.user.nunique(), items=table.item.nunique(), events=table.count())
+    return {name: int(number) for name, number in found.to_pyarrow().to_pylist()[0].items()}
+
+
+def _size(table: ir.Table, column: str) -> ir.Value:
+    """How many events share each event's value of a column."""
+    return table.count().over(ibis.window(group_by=column))
+
+
+def core_round(table: ir.Table, k: int) -> ir.Table:
+    """One round of the k-core: items, then users, with fewer than k events go."""
+    items = table.group_by("item").aggregate(n=table.count()).filter(lambda group: group.n >= k)
+    table = table.semi_join(items, "item")
+    users = table.group_by("user").aggregate(n=table.count()).filter(lambda group: group.n >= k)
+    return table.semi_join(users, "user")
+
+
+def without_duplicates(table: ir.Table, policy: Duplicates, order: list[str]) -> ir.Table:
+    """Leave out repeats of the same item by the same user."""
+    if policy == "consecutive":
+        before = table.item.lag().over(ibis.window(group_by="user", order_by=order))
+        return table.mutate(before=before).filter(lambda event: event.before.isnull() | (event.before != event.item)).drop("before")
+    group = ["user", "item"]
+    if policy == "exact":
+        if "time" not in table.columns:
+            raise DataError("The duplicate policy 'exact' compares times; name the time column or choose first or last.")
+        group.append("time")
+    by = [ibis.desc(name) if policy == "last" else ibis.asc(name) for name in order]
+    place = ibis.row_number().over(ibis.window(group_by=group, order_by=by))
+    return table.mutate(place=place).filter(lambda event: event.place == 0).drop("place")
+
+
+def _newest(table: ir.Table, length: int, order: list[str]) -> ir.Table:
+    place = ibis.row_number().over(ibis.window(group_by="user", order_by=[ibis.desc(name) for name in order]))
+    return table.mutate(place=place).filter(lambda event: event.place < length).drop("place")

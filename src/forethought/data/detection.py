@@ -1,0 +1,140 @@
+"""Which format a file or a folder is."""
+
+from __future__ import annotations
+
+import json
+from ast import literal_eval
+from pathlib import Path
+
+from forethought.data.formats import FORMATS, Format, Table
+from forethought.data.reading import find_delimiter, head_lines, is_python_literal
+from forethought.errors import DataError
+
+GENERIC = ("csv", "tsv", "parquet", "jsonl", "duckdb")
+PARTS = (("user-split-train", "user-split-valid", "user-split-test"), ("train_data", "valid_data", "test_data"))
+
+
+def locate(path: Path, name: str = "auto") -> tuple[Format, list[Path]]:
+    """The format and the files of a log.
+
+    Args:
+        path: a file or a folder.
+        name: a format's name, or ``auto``.
+
+    Raises:
+        DataError: the path does not exist, the name is unknown, or the folder is no data set.
+    """
+    if name != "auto" and name not in FORMATS:
+        raise DataError(f"There is no format {name!r}; choose auto, {', '.join(FORMATS)}.")
+    if not path.exists():
+        raise DataError(f"{path} does not exist.")
+    if path.is_dir():
+        found, file = _in_folder(path, name)
+    else:
+        file = path
+        found = FORMATS[name] if name != "auto" else _of_file(path)
+    if found.table.layout == "preferdiff":
+        return found, _three_parts(file)
+    if found.table.layout == "parquet" and path.is_dir():
+        return found, sorted(path.glob("*.parquet"))
+    return found, [file]
+
+
+def item_file(form: Format, events: Path) -> Path | None:
+    """The file beside the events that describes the items, where the format has one."""
+    found = [file for pattern in form.item_files for file in sorted(events.parent.glob(pattern)) if file != events]
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise DataError(f"{events.parent} holds several item files ({names}); name one with --items.")
+    return found[0] if found else None
+
+
+def _in_folder(folder: Path, name: str) -> tuple[Format, Path]:
+    if (folder / "manifest.json").is_file():
+        raise DataError(f"{folder} is a prepared data folder already; give the log it was made from.")
+    forms = [FORMATS[name]] if name != "auto" else [form for form in FORMATS.values() if form.name not in GENERIC]
+    found = _matches(folder, forms)
+    if not found and name == "auto":
+        found = _matches(folder, [FORMATS[generic] for generic in GENERIC])
+        if len(found) == 1 and found[0][0].table.layout != "parquet":
+            found = [(_of_file(found[0][1]), found[0][1])]
+    if len(found) == 1 or (found and {form.table.layout for form, _ in found} == {"parquet"}):
+        return found[0]
+    if found:
+        names = ", ".join(f"{file.name} ({form.name})" for form, file in found)
+        raise DataError(f"{folder} holds several data sets: {names}; give one of the files, or choose with --format.")
+    raise DataError(f"{folder} is not a data set{'' if name == 'auto' else f' of format {name}'}: no file in it is known.")
+
+
+def _matches(folder: Path, forms: list[Format]) -> list[tuple[Format, Path]]:
+    found = []
+    for form in forms:
+        for pattern in form.files:
+            files = sorted(file for file in folder.glob(pattern) if file.is_file())
+            if files:
+                found.extend((form, file) for file in (files if form.name in GENERIC else files[:1]))
+                break
+    return found
+
+
+def _three_parts(file: Path) -> list[Path]:
+    for stems in PARTS:
+        if any(file.name.startswith(f"{stem}.") for stem in stems):
+            ending = file.name[file.name.index(".") :]
+            paths = [file.with_name(stem + ending) for stem in stems]
+            missing = [path for path in paths if not path.is_file()]
+            if missing:
+                raise DataError(f"{missing[0]} does not exist; a user split needs {', '.join(path.name for path in paths)}.")
+            return paths
+    expected = " or ".join(f"{stems[0]}.txt" for stems in PARTS)
+    raise DataError(f"{file} is no user split; its files are called {expected}, and likewise for valid and test.")
+
+
+def _of_file(path: Path) -> Format:
+    with path.open("rb") as file:
+        magic = file.read(12)
+    if magic[:4] == b"PAR1":
+        return FORMATS["parquet"]
+    if magic[8:12] == b"DUCK":
+        return FORMATS["duckdb"]
+    lines = [line for line in head_lines(path, 50) if line.strip()]
+    if not lines:
+        raise DataError(f"{path} is empty; it needs at least one line with an event.")
+    if any("\0" in line for line in lines):
+        raise DataError(f"{path} is a binary file and not Parquet or DuckDB; give a text, Parquet or DuckDB file.")
+    first = lines[0]
+    if any(path.name.startswith(f"{stem}.") for stems in PARTS for stem in stems):
+        return FORMATS["preferdiff"]
+    if first.lstrip().startswith("{"):
+        return _by_signature(_keys(first), "jsonl")
+    if "::" in first:
+        return FORMATS["movielens-dat"]
+    delimiter = find_delimiter(first)
+    if delimiter is None:
+        pairs = all(len(line.split()) == 2 for line in lines)
+        return FORMATS["user-item" if pairs else "user-sequence"]
+    names = first.split(delimiter)
+    if all(":" in name for name in names) and "user_id:token" in names:
+        return FORMATS["recbole"]
+    if path.match("ratings_*.csv*") and len(names) == 4 and names[3].strip().isdigit():
+        return FORMATS["amazon-2014-ratings"]
+    return _by_signature([name.strip('"') for name in names], "csv")
+
+
+def _keys(line: str) -> list[str]:
+    try:
+        record = literal_eval(line) if is_python_literal(line) else json.loads(line)
+        return list(record) if isinstance(record, dict) else []
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return []
+
+
+def _by_signature(names: list[str], layout: str) -> Format:
+    known = [form for form in FORMATS.values() if form.table.layout == layout and form.signature]
+    fitting = [form for form in known if set(form.signature) <= set(names)]
+    return max(fitting, key=lambda form: len(form.signature), default=FORMATS[layout])
+
+
+def guess_table(path: Path) -> Table:
+    """How a file of items is written."""
+    return _of_file(path).table

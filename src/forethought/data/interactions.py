@@ -1,0 +1,336 @@
+"""An interaction log: read from a file or a table, checked, cleaned, split, and written as a prepared data set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+
+from forethought.data.bundled import bundled_path
+from forethought.data.catalog import Catalog
+from forethought.data.cleaning import Duplicates, Rules, clean, order_of
+from forethought.data.dataset import Dataset
+from forethought.data.detection import item_file, locate
+from forethought.data.items import ItemSource, describe
+from forethought.data.layout import Layout, lay_out
+from forethought.data.reading import Staged, header, refuse_twice, require, stage
+from forethought.data.splitting import SPLITS, Positions, Split, given_split, global_time, leave_one_out, user_split
+from forethought.data.validation import Ids, OnError, canonical
+from forethought.data.workspace import Workspace
+from forethought.errors import DataError
+
+Engine = Literal["duckdb", "spark"]
+Progress = Callable[[str], None]
+_DEFAULTS = {"user": "user", "item": "item", "time": "timestamp"}
+
+
+class Interactions:
+    """A checked log: who did what when.
+
+    Attributes:
+        table: an ibis table with ``user`` and ``item`` (int64 or string) and, where known, ``time`` (int64, Unix
+            milliseconds), ``rating`` (float64), ``action`` (string), ``part`` (a given split), ``row`` (int64).
+        items: where titles, categories and text of the items are, or None.
+        provenance: source, SHA-256, reader, columns and engine, for the manifest.
+        dropped: rows left out while reading, by reason.
+    """
+
+    def __init__(
+        self,
+        table: ir.Table,
+        workspace: Workspace,
+        provenance: Mapping[str, Any],
+        dropped: Mapping[str, int] | None = None,
+        items: ItemSource | None = None,
+        name: str = "interactions",
+    ) -> None:
+        self.table = table
+        self.workspace = workspace
+        self.provenance = dict(provenance)
+        self.dropped = dict(dropped or {})
+        self.items = items
+        self.name = name
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        format: str = "auto",
+        user_column: str = "user",
+        item_column: str = "item",
+        time_column: str | None = "timestamp",
+        rating_column: str | None = None,
+        action_column: str | None = None,
+        session_column: str | None = None,
+        on_error: OnError = "fail",
+        engine: Engine = "duckdb",
+        ids: Ids = "auto",
+        items: str | os.PathLike[str] | pa.Table | None = None,
+        items_id: str | None = None,
+        threads: int | None = None,
+    ) -> Interactions:
+        """Read a log.
+
+        Args:
+            path: a file, a folder that holds a known data set, or ``bundled:NAME``.
+            format: one of :data:`forethought.data.formats.FORMATS`, or ``"auto"``.
+            user_column, item_column, time_column: names in the file; a named format knows its own. ``time_column``
+                None or ``"none"`` keeps the order of the file.
+            rating_column, action_column: read too where given. A named format knows its rating.
+            session_column: each session becomes a sequence of its own, called ``user/session``.
+            on_error: ``"fail"`` at the first bad row, or ``"drop"`` and count.
+            engine: what cleans and sorts: DuckDB in this process, or Spark.
+            ids: ``"text"`` takes ids as text even where they look like numbers.
+            items: a file or table with one row an item; a named format finds its own.
+            items_id: the id column there.
+            threads: of DuckDB.
+
+        Raises:
+            DataError: what is wrong, in which file, row and column.
+        """
+        if isinstance(path, str) and path.startswith("bundled:"):
+            folder = bundled_path(path.removeprefix("bundled:"))
+            path, items, rating_column = folder / "interactions.parquet", items or folder / "movies.parquet", "rating"
+        form, files = locate(Path(path), format)
+        columns = dict(form.columns)
+        asked = {"user": user_column, "item": item_column, "time": time_column}
+        columns.update({role: name for role, name in asked.items() if name and (not form.columns or name != _DEFAULTS[role])})
+        for role, name in (("rating", rating_column), ("action", action_column), ("session", session_column)):
+            if name:
+                columns[role] = name
+        if time_column in (None, "none"):
+            columns.pop("time", None)
+        if form.table.layout == "csv" and form.columns:
+            present, _ = header(files[0], form.table)
+            columns = {role: name for role, name in columns.items() if name in present or role not in form.optional}
+        workspace = Workspace(threads=threads)
+        staged = stage(workspace, files, form.table, columns, drop=on_error == "drop")
+        table, dropped = canonical(staged, on_error, "text" if form.text_ids else ids)
+        provenance = {
+            "source": str(path),
+            "sha256": {file.name: _sha256(file) for file in files},
+            "reader": form.name,
+            "columns": dict(staged.columns),
+            "engine": engine,
+        }
+        if items is not None:
+            source = ItemSource(items if isinstance(items, pa.Table) else Path(items), None, {"id": items_id} if items_id else None)
+        else:
+            beside = item_file(form, files[0])
+            source = ItemSource(beside, form.item_table, form.item_columns) if beside else None
+        stem = Path(path).name.removesuffix(".gz")
+        return cls(table, workspace, provenance, dropped, source, Path(stem).stem if Path(path).is_file() else stem)
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Any,
+        user_column: str = "user",
+        item_column: str = "item",
+        time_column: str | None = "timestamp",
+        rating_column: str | None = None,
+        action_column: str | None = None,
+        session_column: str | None = None,
+        row_column: str | None = None,
+        on_error: OnError = "fail",
+        ids: Ids = "auto",
+        items: str | os.PathLike[str] | pa.Table | None = None,
+        items_id: str | None = None,
+        name: str = "table",
+        threads: int | None = None,
+    ) -> Interactions:
+        """Take a pandas, polars or Arrow table, or any ibis table.
+
+        An ibis table stays where it is: all cleaning runs there. It has no order of its own, so ties in time are broken
+        by item id unless ``row_column`` (whole numbers) names an order.
+
+        Raises:
+            DataError: what is wrong, in which row and column.
+        """
+        asked = {
+            "user": user_column, "item": item_column, "time": None if time_column == "none" else time_column,
+            "rating": rating_column, "action": action_column, "session": session_column, "row": row_column,
+        }  # fmt: skip
+        columns = {role: column for role, column in asked.items() if column}
+        workspace = Workspace(threads=threads)
+        if isinstance(table, ir.Table):
+            require(name, table.columns, columns)
+            staged = Staged(table.select(**{role: table[column] for role, column in columns.items()}), name, columns)
+        else:
+            arrow = _arrow(table, name)
+            require(name, arrow.column_names, columns)
+            arrow = pa.table({role: arrow[column] for role, column in columns.items() if role != "row"})
+            workspace.backend.con.register("chunk", arrow)
+            workspace.sql("CREATE OR REPLACE TABLE raw AS SELECT * FROM chunk")
+            raw = workspace.table("raw")
+            staged = Staged(raw.mutate(row=raw.rowid()), name, columns)
+        checked, dropped = canonical(staged, on_error, ids)
+        provenance = {"source": name, "sha256": {}, "reader": type(table).__module__.split(".")[0], "columns": columns}
+        engine = table.get_backend().name if isinstance(table, ir.Table) else "duckdb"
+        source = None
+        if items is not None:
+            source = ItemSource(items if isinstance(items, pa.Table) else Path(items), None, {"id": items_id} if items_id else None)
+        return cls(checked, workspace, {**provenance, "engine": engine}, dropped, source, name)
+
+    def __len__(self) -> int:
+        return int(self.table.count().to_pyarrow().as_py())
+
+    def close(self) -> None:
+        """Remove the scratch folder; the garbage collector does the same."""
+        self.workspace.close()
+
+    def prepare(
+        self,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        split: Split | None = None,
+        min_rating: float | None = None,
+        duplicates: Duplicates = "keep",
+        k_core: int = 0,
+        min_length: int = 0,
+        max_length: int | None = None,
+        seed: int = 0,
+        quantiles: tuple[float, float] = (0.8, 0.9),
+        name: str | None = None,
+        replace: bool = False,
+        command: str | None = None,
+        progress: Progress | None = None,
+    ) -> Dataset:
+        """Clean, split and write the log.
+
+        Args:
+            out: the folder to make; None keeps the data set in memory.
+            split: the protocol; by default the split the source came with, or else ``"leave-one-out"``.
+            min_rating, duplicates, k_core, min_length, max_length: see :class:`forethought.data.cleaning.Rules`.
+            seed: of the user split.
+            quantiles: of the global-time cuts.
+            name: what to call the data set.
+            replace: overwrite ``out``.
+            command: noted in the manifest.
+            progress: told what is being done.
+
+        Raises:
+            DataError: nothing is left, or the split does not fit the data.
+            ArtefactError: ``out`` cannot be written.
+        """
+        say = progress or (lambda stage: None)
+        if split is not None and split not in SPLITS:
+            raise DataError(f"There is no split {split!r}; choose {', '.join(SPLITS)}.")
+        rules = Rules(min_rating, duplicates, k_core, min_length, max_length)
+        order, tie_rule = order_of(self.table)
+        say("cleaning")
+        table, store, drop = self._engine()
+        table, report = clean(table, rules, store, drop)
+        say("sorting")
+        laid = lay_out(table, order, self.workspace.folder)
+        say("splitting")
+        protocol, positions = _split(laid, split, seed, quantiles)
+        if not len(positions.test):
+            raise DataError(f"{self.provenance['source']} leaves no test case under {protocol}: every user has too few events.")
+        described, item_report = describe(laid.items, self.items)
+        dataset = _assemble(laid, positions, described)
+        if not dataset.manifest["counts"]["train_events"]:
+            raise DataError(f"{self.provenance['source']} leaves no training event under {protocol}.")
+        dataset.manifest = {
+            "name": name or self.name,
+            "protocol": protocol,
+            **dataset.manifest,
+            "tie_rule": tie_rule,
+            "rules": [*report, {"rule": "split", "protocol": protocol, **positions.parameters}],
+            "provenance": self._provenance(item_report, command),
+            "dropped": self.dropped,
+            "actions": laid.actions,
+        }
+        say("writing")
+        if out is not None:
+            return dataset.save(out, replace=replace)
+        dataset.manifest["fingerprint"] = dataset._digest()
+        return dataset
+
+    def _engine(self) -> tuple[ir.Table, Callable[[ir.Table], ir.Table], Callable[[ir.Table], None]]:
+        """The table where it is to be cleaned, how to keep a step and how to forget it."""
+        if self.provenance["engine"] == "spark" and self.table.get_backend().name == "duckdb":
+            from forethought.data.spark import to_spark
+
+            table = to_spark(self.table, self.workspace)
+        else:
+            table = self.table
+        if table.get_backend() is self.workspace.backend:
+            return table, self.workspace.store, self.workspace.drop
+        return table, lambda step: step.cache(), lambda step: None
+
+    def _provenance(self, item_report: Mapping[str, Any], command: str | None) -> dict[str, Any]:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            release = version("forethought")
+        except PackageNotFoundError:
+            release = "source"
+        known = {**self.provenance, "forethought": release}
+        if item_report:
+            known["items"] = dict(item_report)
+        if command:
+            known["command"] = command
+        return known
+
+
+def _split(laid: Layout, split: Split | None, seed: int, quantiles: tuple[float, float]) -> tuple[Split, Positions]:
+    offsets = laid.sequences.offsets
+    if split is None and laid.parts is not None:
+        return "user-split", given_split(offsets, laid.parts)
+    if split == "user-split":
+        return split, user_split(offsets, seed)
+    if split == "global-time":
+        if laid.sequences.times is None:
+            raise DataError("The split global-time needs times; name the time column with --time-column.")
+        return split, global_time(offsets, laid.sequences.times, quantiles)
+    return "leave-one-out", leave_one_out(offsets)
+
+
+def _assemble(laid: Layout, positions: Positions, described: pa.Table) -> Dataset:
+    """The data set in memory, with its counts."""
+    dataset = Dataset(
+        laid.sequences, positions.train_stop, positions.valid, positions.test, Catalog(described), laid.users, {}
+    )
+    counts = np.asarray(dataset.item_counts()[1:])
+    dataset.catalog = Catalog(described.append_column("count", pa.array(counts, pa.int64())))
+    dataset.manifest["counts"] = {
+        "users": len(laid.users),
+        "items": len(laid.items),
+        "events": len(laid.sequences.items),
+        "train_events": int(counts.sum()),
+        "valid": len(positions.valid),
+        "test": len(positions.test),
+        "users_without_target": positions.parameters["users_without_target"],
+    }
+    return dataset
+
+
+def _arrow(table: Any, name: str) -> pa.Table:
+    if isinstance(table, pa.Table):
+        refuse_twice(name, table.column_names)
+        return table
+    refuse_twice(name, [str(column) for column in getattr(table, "columns", [])])
+    try:
+        if hasattr(table, "to_arrow"):
+            return pa.table(table.to_arrow())
+        if type(table).__module__.startswith("pandas"):
+            return pa.Table.from_pandas(table, preserve_index=False)
+        return pa.table(table)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"{name} cannot be taken as a table ({str(error).splitlines()[0]}); give each column one type.") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

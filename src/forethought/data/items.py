@@ -1,0 +1,172 @@
+"""What is known of the items, from a file beside the log."""
+
+from __future__ import annotations
+
+import csv
+import json
+from ast import literal_eval
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forethought.data.detection import guess_table
+from forethought.data.formats import Table
+from forethought.data.reading import header, is_python_literal, numbered_lines, refuse_twice
+from forethought.errors import DataError
+
+_GUESSES = {
+    "id": ("id", "item", "item_id", "movieId", "parent_asin", "asin", "business_id", "product_id"),
+    "title": ("title", "name"),
+    "categories": ("categories", "genres", "category"),
+    "text": ("text", "description"),
+}
+
+
+@dataclass(frozen=True)
+class ItemSource:
+    """A table with one row an item.
+
+    Attributes:
+        source: the file, or an Arrow table.
+        table: how the file is written; None means it is found out.
+        columns: role (id, title, categories, text) to column name; empty means the usual names are looked for.
+    """
+
+    source: Path | pa.Table
+    table: Table | None = None
+    columns: Mapping[str, str] | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.source) if isinstance(self.source, Path) else "the item table"
+
+
+def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[str, Any]]:
+    """Title, categories and text of each item.
+
+    Args:
+        ids: the items' own ids.
+        source: where they are described; None gives the ids alone.
+
+    Returns:
+        A table with ``id`` and, where known, ``title``, ``categories``, ``text``; and what the manifest says: the
+        source, how many items were found there and how many were not.
+
+    Raises:
+        DataError: the file cannot be read or has no id column.
+    """
+    columns: dict[str, pa.Array] = {"id": ids}
+    if source is None:
+        return pa.table(columns), {}
+    names, records = _records(source)
+    roles = _roles(source, names)
+    rows = {str(value): row for row, value in enumerate(ids.to_pylist())}
+    found: dict[str, list[Any]] = {role: [None] * len(ids) for role in roles if role != "id"}
+    seen: set[int] = set()
+    for record in records:
+        row = rows.get(str(record.get(roles["id"])))
+        if row is None or row in seen:  # the first description of an item counts
+            continue
+        seen.add(row)
+        for role, values in found.items():
+            value = record.get(roles[role])
+            values[row] = _categories(value) if role == "categories" else _text(value)
+    if not seen:
+        example = ", ".join(str(value) for value in ids[:3].to_pylist())
+        raise DataError(
+            f"{source.name}, column {roles['id']!r}: no id there is an item of the log (whose ids look like {example}); "
+            "name the right column with --items-id."
+        )
+    for role, values in found.items():
+        columns[role] = pa.array(values, pa.list_(pa.string()) if role == "categories" else pa.string())
+    return pa.table(columns), {"source": source.name, "described": len(seen), "not_described": len(ids) - len(seen)}
+
+
+def _records(source: ItemSource) -> tuple[list[str], Iterable[Mapping[str, Any]]]:
+    if isinstance(source.source, pa.Table):
+        return source.source.column_names, source.source.to_pylist()
+    path = source.source
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; --items needs a file with one row an item.")
+    table = source.table or guess_table(path)
+    if table.layout == "parquet":
+        try:
+            file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
+        refuse_twice(path, file.schema_arrow.names)
+        return file.schema_arrow.names, (row for batch in file.iter_batches() for row in batch.to_pylist())
+    if table.layout == "csv":
+        names, delimiter = header(path, table)
+        refuse_twice(path, names)
+        return names, _delimited(path, table, names, delimiter)
+    if table.layout == "jsonl":
+        records = _objects(path)
+        first = next(records, {})
+        return list(first), _after(first, records)
+    raise DataError(f"{path} is no item table; give CSV, TSV, Parquet or JSON lines.")
+
+
+def _after(first: Mapping[str, Any], rest: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    yield first
+    yield from rest
+
+
+def _delimited(path: Path, table: Table, names: list[str], delimiter: str) -> Iterator[Mapping[str, Any]]:
+    lines = (line for _, line in numbered_lines(path, table.encoding))
+    if table.quoted and len(delimiter) == 1:
+        rows: Iterator[list[str]] = csv.reader(lines, delimiter=delimiter)
+    else:
+        rows = (line.rstrip("\r\n").split(delimiter) for line in lines)
+    if table.names is None:
+        next(rows, None)
+    try:
+        for row in rows:
+            yield dict(zip(names, row, strict=False))
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as a delimited file: {error}.") from error
+
+
+def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
+    for number, line in numbered_lines(path):
+        try:
+            record = literal_eval(line) if is_python_literal(line) else json.loads(line)
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is not JSON: {line[:60]!r}.") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, line {number} is not a JSON object: {line[:60]!r}.")
+        yield record
+
+
+def _roles(source: ItemSource, names: list[str]) -> dict[str, str]:
+    roles = {role: name for role, name in (source.columns or {}).items() if name in names}
+    for role, guesses in _GUESSES.items():
+        wanted = (source.columns or {}).get(role)
+        if role not in roles and wanted is None:
+            roles.update({role: guess for guess in reversed(guesses) if guess in names})
+    if "id" not in roles:
+        wanted = (source.columns or {}).get("id", "item")
+        raise DataError(f"{source.name} has no column {wanted!r} for the item id; its columns are {', '.join(names[:20])}.")
+    return roles
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)):
+        value = " ".join(str(part) for part in value)
+    return str(value).strip() or None if value is not None else None
+
+
+def _categories(value: Any) -> list[str]:
+    """A list, a list of paths, or names parted by ``|`` or a comma; each name once."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        value = [] if value == "(no genres listed)" else value.split("|" if "|" in value else ",")
+    flat: list[str] = []
+    for part in value if isinstance(value, (list, tuple)) else [value]:
+        flat.extend(_categories(part) if isinstance(part, (list, tuple)) else [str(part).strip()])
+    return [name for name in dict.fromkeys(flat) if name]

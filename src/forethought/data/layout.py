@@ -1,0 +1,96 @@
+"""From a cleaned table to the compressed sparse arrays, in one ordered pass and without holding the log in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ibis.expr.types as ir
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from forethought.data.dataset import Sequences
+
+ROWS_AT_ONCE = 500_000
+PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sequences with their vocabularies.
+
+    Attributes:
+        sequences: every user's events in order; arrays live in files of the scratch folder.
+        users: own ids, ascending.
+        items: own ids, ascending; row r is item r + 1.
+        actions: names of the actions, ascending.
+        parts: int64 ``[users]``: 0 training, 1 validation, 2 test, where the source came split; else None.
+    """
+
+    sequences: Sequences
+    users: pa.Array
+    items: pa.Array
+    actions: list[str]
+    parts: npt.NDArray[np.int64] | None
+
+
+def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
+    """Sort by user and order, and write the arrays.
+
+    Args:
+        table: ``user``, ``item`` and where known ``time``, ``rating``, ``action``, ``part``.
+        order: the columns that put a user's events in order.
+        scratch: folder for the arrays.
+    """
+    events = int(table.count().to_pyarrow().as_py())
+    items = _one_chunk(table.select("item").distinct().order_by("item").to_pyarrow()["item"])
+    actions = pa.array([], pa.string())
+    dtypes: dict[str, Any] = {"items": np.int32}
+    if "time" in table.columns:
+        dtypes["times"] = np.int64
+    if "rating" in table.columns:
+        dtypes["ratings"] = np.float32
+    if "action" in table.columns:
+        dtypes["actions"] = np.int16
+        actions = _one_chunk(table.select("action").distinct().order_by("action").to_pyarrow()["action"])
+    arrays = {
+        name: np.lib.format.open_memmap(scratch / f"{name}.npy", mode="w+", dtype=dtype, shape=(events,))
+        for name, dtype in dtypes.items()
+    }
+    names = [name for name in ("user", "item", "time", "rating", "action", "part") if name in table.columns]
+    starts: list[npt.NDArray[np.int64]] = []
+    users: list[pa.Array] = []
+    parts: list[npt.NDArray[np.int64]] = []
+    last, done = None, 0
+    for batch in table.order_by(["user", *order]).select(names).to_pyarrow_batches(chunk_size=ROWS_AT_ONCE):
+        if not batch.num_rows:
+            continue
+        here = slice(done, done + batch.num_rows)
+        arrays["items"][here] = pc.index_in(batch["item"], value_set=items).to_numpy(zero_copy_only=False) + 1
+        if "times" in arrays:
+            arrays["times"][here] = batch["time"].to_numpy(zero_copy_only=False)
+        if "ratings" in arrays:
+            arrays["ratings"][here] = batch["rating"].to_numpy(zero_copy_only=False)
+        if "actions" in arrays:
+            arrays["actions"][here] = pc.index_in(batch["action"], value_set=actions).to_numpy(zero_copy_only=False)
+        runs = pc.run_end_encode(batch["user"], run_end_type=pa.int64())
+        first = np.concatenate(([0], runs.run_ends.to_numpy()[:-1]))
+        new = 1 if runs.values[0].as_py() == last else 0  # the last batch's user goes on
+        users.append(runs.values[new:])
+        starts.append(first[new:] + done)
+        if "part" in batch.schema.names:
+            codes = pc.index_in(batch["part"], value_set=pa.array(PARTS)).to_numpy(zero_copy_only=False)
+            parts.append(codes[first[new:]].astype(np.int64))
+        last, done = runs.values[-1].as_py(), here.stop
+    offsets = np.concatenate([*starts, [events]]).astype(np.int64)
+    sequences = Sequences(offsets, arrays["items"], arrays.get("times"), arrays.get("actions"), arrays.get("ratings"))
+    owners = pa.concat_arrays(users)
+    return Layout(sequences, owners, items, actions.to_pylist(), np.concatenate(parts) if parts else None)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(column.chunks)

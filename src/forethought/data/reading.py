@@ -1,0 +1,400 @@
+"""Files into the workspace: one table a log, its columns named by role, its rows in the file's order."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import itertools
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import duckdb
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forethought.data.formats import Table
+from forethought.data.workspace import Workspace
+from forethought.errors import DataError
+
+ROWS_AT_ONCE = 200_000
+_DELIMITERS = ("\t", ",", ";", "|")
+
+
+@dataclass
+class Staged:
+    """A log in the workspace, not yet checked.
+
+    Attributes:
+        table: columns by role (user, item, and where known time, rating, action, session, part) and ``row`` (int64),
+            the place in the source, or no ``row`` where the source has no order of its own.
+        source: what to call it in a message.
+        columns: role to the column's own name.
+        line: the line of a row in the source, or None where there are no lines.
+        dropped: rows already left out, by reason.
+    """
+
+    table: ir.Table
+    source: str
+    columns: Mapping[str, str]
+    line: Callable[[int], int] | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def place(self, row: int | None) -> str:
+        """``row 3 (line 4)`` for the third row of a file with a header line."""
+        if row is None:
+            return "an unknown row"
+        line = None if self.line is None else self.line(row)
+        return f"row {row + 1}" if line is None else f"row {row + 1} (line {line})"
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file's bytes, unzipped where it is gzip."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else path.open("rb")
+
+
+def plain(path: Path, workspace: Workspace) -> Path:
+    """The file itself, or its unzipped copy in the scratch folder.
+
+    DuckDB reads a cut-off gzip up to the cut without a word; unzipping first checks its length and checksum.
+
+    Raises:
+        DataError: the gzip is truncated or damaged, or the file is binary.
+    """
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            refuse_binary(path)
+            return path
+    target = workspace.folder / f"{len(list(workspace.folder.iterdir()))}-{path.stem}"
+    try:
+        with gzip.open(path) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
+    refuse_binary(target, path)
+    return target
+
+
+def refuse_binary(path: Path, name: Path | None = None) -> None:
+    """Refuse files that are empty or hold zero bytes, which no text format here has."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    if not head.strip():
+        raise DataError(f"{name or path} is empty; it needs at least one line with an event.")
+    if b"\0" in head:
+        raise DataError(f"{name or path} is a binary file and not Parquet or DuckDB; give a text, Parquet or DuckDB file.")
+
+
+def head_lines(path: Path, count: int, encoding: str = "utf-8") -> list[str]:
+    """The first lines of a file, for looking at; broken bytes become U+FFFD."""
+    try:
+        with open_bytes(path) as file:
+            head = file.read(1 << 20)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
+    return head.decode(encoding, "replace").removeprefix("\ufeff").splitlines()[:count]
+
+
+def find_delimiter(line: str) -> str | None:
+    """The delimiter of a header line: tab, comma, semicolon or bar, whichever comes most often."""
+    best = max(_DELIMITERS, key=line.count)
+    return best if best in line else None
+
+
+def header(path: Path, table: Table) -> tuple[list[str], str]:
+    """Column names and delimiter of a delimited file.
+
+    Raises:
+        DataError: a name stands there twice.
+    """
+    lines = head_lines(path, 1, table.encoding)
+    first = lines[0] if lines else ""
+    delimiter = table.delimiter or find_delimiter(first) or ","
+    if table.names is not None:
+        return list(table.names), delimiter
+    if len(delimiter) > 1 or not table.quoted:
+        names = first.split(delimiter)
+    else:
+        names = next(csv.reader([first], delimiter=delimiter), [])
+    names = [name.split(":")[0] for name in names] if table.typed_header else names
+    refuse_twice(path, names)
+    return names, delimiter
+
+
+def refuse_twice(source: object, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"{source} has the column {name!r} twice; rename one of them.")
+        seen.add(name)
+
+
+def require(source: object, names: Iterable[str], columns: Mapping[str, str]) -> None:
+    """Refuse where a wanted column is absent."""
+    names = list(names)
+    options = {"time": " (or --time-column none to keep the order of the file)"}
+    for role, column in columns.items():
+        if column not in names:
+            found = ", ".join(names[:20]) or "none"
+            raise DataError(
+                f"{source} has no column {column!r} for the {role}; its columns are {found}; "
+                f"name the right one with --{role}-column{options.get(role, '')}."
+            )
+
+
+def stage(
+    workspace: Workspace, paths: list[Path], table: Table, columns: Mapping[str, str], *, drop: bool = False
+) -> Staged:
+    """Read a log into the workspace.
+
+    Args:
+        workspace: where to.
+        paths: the file, or for Parquet and ``preferdiff`` the files.
+        table: how they are written.
+        columns: role to column name; unused by the layouts whose lines have no columns.
+        drop: leave malformed lines out and count them instead of raising.
+
+    Raises:
+        DataError: the file cannot be read as this layout.
+    """
+    try:
+        if table.layout == "csv":
+            return _stage_csv(workspace, paths[0], table, columns, drop)
+        if table.layout == "jsonl":
+            return _stage_json(workspace, paths[0], columns, drop)
+        if table.layout == "parquet":
+            return _stage_parquet(workspace, paths, columns)
+        if table.layout == "duckdb":
+            return _stage_duckdb(workspace, paths[0], columns)
+        return _stage_lines(workspace, paths, table, drop)
+    except duckdb.Error as error:
+        raise DataError(_sentence(paths[0], error)) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{paths[0]} is not {error.encoding} text ({error.reason}); convert it to UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{error.filename or paths[0]} cannot be read: {error.strerror or error}.") from error
+
+
+def _select(columns: Mapping[str, str]) -> str:
+    return ", ".join(f"{quoted(name)} AS {quoted(role)}" for role, name in columns.items())
+
+
+def quoted(name: str) -> str:
+    """A column name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _staged(workspace: Workspace, source: object, columns: Mapping[str, str], **known: Any) -> Staged:
+    raw = workspace.table("raw")
+    return Staged(raw.mutate(row=raw.rowid()), str(source), columns, **known)
+
+
+def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[str, str], drop: bool) -> Staged:
+    file = plain(path, workspace)
+    names, delimiter = header(path, table)
+    require(path, names, columns)
+    types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)
+    quote = '"' if table.quoted else ""
+    rejects = ", ignore_errors = true, store_rejects = true" if drop else ""
+    scan = (
+        f"read_csv(?, auto_detect = false, columns = {{{types}}}, header = {str(table.names is None).lower()}, "
+        f"delim = {_text(delimiter)}, quote = {_text(quote)}, escape = {_text(quote)}, encoding = {_text(table.encoding)}"
+        f"{rejects})"
+    )
+    workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM {scan}", [str(file)])
+    dropped = {}
+    if drop:
+        lines = workspace.sql("SELECT count(DISTINCT line) FROM reject_errors")[0][0]
+        dropped = {"malformed line": int(lines)} if lines else {}
+
+    def line(row: int) -> int:
+        with file.open(encoding=table.encoding, errors="replace", newline="") as text:
+            records = csv.reader(text, delimiter=delimiter[0], quoting=csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE)
+            filled = (record for record in records if record)
+            next(itertools.islice(filled, row + (table.names is None), None), None)
+            return records.line_num
+
+    return _staged(workspace, path, columns, line=line, dropped=dropped)
+
+
+def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], drop: bool) -> Staged:
+    first = next((line for line in head_lines(path, 100) if line.strip()), "")
+    if is_python_literal(first):
+        return _stage_python(workspace, path, columns, drop)
+    file = plain(path, workspace)
+    try:
+        keys: list[str] = json.loads(first, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON lines: line 1 is {first[:60]!r}; every line has to be one JSON object.") from error
+    if not first.lstrip().startswith("{"):
+        raise DataError(f"{path} is not JSON lines: line 1 is {first[:60]!r}; every line has to be one JSON object.")
+    refuse_twice(path, keys)
+    require(path, keys, columns)
+    types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in dict.fromkeys(columns.values()))
+    scan = f"read_json(?, format = 'newline_delimited', columns = {{{types}}}, ignore_errors = {str(drop).lower()})"
+    workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM {scan}", [str(file)])
+    return _staged(workspace, path, columns, line=lambda row: row + 1)
+
+
+def _stage_parquet(workspace: Workspace, paths: list[Path], columns: Mapping[str, str]) -> Staged:
+    for path in paths:
+        try:
+            names = pq.read_schema(path).names
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
+        refuse_twice(path, names)
+        require(path, names, columns)
+    files = [str(path) for path in paths]
+    workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM read_parquet(?)", [files])
+    return _staged(workspace, paths[0] if len(paths) == 1 else paths[0].parent, columns)
+
+
+def _stage_duckdb(workspace: Workspace, path: Path, columns: Mapping[str, str]) -> Staged:
+    workspace.sql(f"ATTACH {_text(str(path))} AS source (READ_ONLY)")
+    try:
+        tables = workspace.sql("SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = 'source'")
+        if len(tables) != 1:
+            found = ", ".join(name for _, name in tables) or "none"
+            raise DataError(f"{path} has to hold one table, found {found}; pass the table through Interactions.from_table.")
+        name = ".".join(quoted(part) for part in ("source", *tables[0]))
+        described = [row[0] for row in workspace.sql(f"DESCRIBE {name}")]
+        require(path, described, columns)
+        workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM {name} ORDER BY rowid")
+    finally:
+        workspace.sql("DETACH source")
+    return _staged(workspace, path, columns)
+
+
+def is_python_literal(line: str) -> bool:
+    """Whether a line is a Python dict, as the older Amazon and Steam files have, and not JSON."""
+    return line.lstrip().startswith(("{'", "{u'", '{u"'))
+
+
+def _stage_python(workspace: Workspace, path: Path, columns: Mapping[str, str], drop: bool) -> Staged:
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for number, line in numbered_lines(path):
+            try:
+                record = ast.literal_eval(line)
+                yield (*(None if record.get(name) is None else str(record[name]) for name in columns.values()), number)
+            except (ValueError, SyntaxError, AttributeError, MemoryError, RecursionError) as error:
+                if not drop:
+                    raise DataError(f"{path}, line {number} is no Python dict: {line[:60]!r}.") from error
+                dropped["malformed line"] = dropped.get("malformed line", 0) + 1
+
+    dropped: dict[str, int] = {}
+    first = ast.literal_eval(next(line for _, line in numbered_lines(path)))
+    require(path, first, columns)
+    return _stage_rows(workspace, path, rows(), [(role, pa.string()) for role in columns], columns, dropped)
+
+
+def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their number from 1.
+
+    Raises:
+        DataError: the gzip is truncated or damaged, or a line is not text.
+    """
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            for number, line in enumerate(file, 1):
+                text = line.decode(encoding)
+                if text.strip():
+                    yield number, text.removeprefix("\ufeff") if number == 1 else text
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line {number} is not {encoding} text; convert the file to UTF-8.") from error
+
+
+def _stage_lines(workspace: Workspace, paths: list[Path], table: Table, drop: bool) -> Staged:
+    dropped: dict[str, int] = {}
+    parts = ("train", "valid", "test")
+
+    def malformed(path: Path, number: int, said: str) -> None:
+        if not drop:
+            raise DataError(f"{path}, line {number} {said}.")
+        dropped["malformed line"] = dropped.get("malformed line", 0) + 1
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        user = 0
+        for part, path in zip(parts, paths, strict=False):
+            for number, line in numbered_lines(path):
+                fields = line.split()
+                if table.layout == "preferdiff":
+                    user += 1
+                    for item in fields:
+                        yield str(user), item, part, number
+                elif table.layout == "user-item":
+                    if len(fields) == 2:
+                        yield fields[0], fields[1], number
+                    else:
+                        malformed(path, number, f"has {len(fields)} fields where 'user item' has two")
+                elif len(fields) > 1:
+                    for item in fields[1:]:
+                        yield fields[0], item, number
+                else:
+                    malformed(path, number, f"has the user {fields[0]!r} and no item")
+
+    for path in paths:
+        with open_bytes(path) as file:
+            if b"\0" in file.read(1 << 16):
+                raise DataError(f"{path} is a binary file; give a text, Parquet or DuckDB file.")
+    roles = ["user", "item", *(["part"] if table.layout == "preferdiff" else [])]
+    columns = {"user": "user", "item": "item"}
+    return _stage_rows(workspace, paths[0], rows(), [(role, pa.string()) for role in roles], columns, dropped)
+
+
+def _stage_rows(
+    workspace: Workspace,
+    path: Path,
+    rows: Iterator[tuple[Any, ...]],
+    fields: list[tuple[str, pa.DataType]],
+    columns: Mapping[str, str],
+    dropped: dict[str, int],
+) -> Staged:
+    schema = pa.schema([*fields, ("line", pa.int64())])
+    types = ", ".join(f"{quoted(name)} {'BIGINT' if name == 'line' else 'VARCHAR'}" for name in schema.names)
+    workspace.sql(f"CREATE OR REPLACE TABLE raw ({types})")
+    for batch in itertools.batched(rows, ROWS_AT_ONCE) if hasattr(itertools, "batched") else _batched(rows):
+        chunk = pa.table([pa.array(column) for column in zip(*batch, strict=True)], schema=schema)
+        workspace.backend.con.register("chunk", chunk)
+        workspace.sql("INSERT INTO raw SELECT * FROM chunk")
+        workspace.backend.con.unregister("chunk")
+
+    def line(row: int) -> int:
+        return int(workspace.sql("SELECT line FROM raw WHERE rowid = ?", [row])[0][0])
+
+    staged = _staged(workspace, path, columns, line=line, dropped=dropped)
+    staged.table = staged.table.drop("line")
+    return staged
+
+
+def _batched(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    while batch := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        yield batch
+
+
+def _sentence(path: Path, error: duckdb.Error) -> str:
+    """DuckDB's report as one sentence."""
+    said = str(error)
+    line = re.search(r"CSV Error on Line: (\d+)", said) or re.search(r"line (\d+)", said)
+    where = f"{path}, line {line.group(1)}" if line else str(path)
+    counts = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", said)
+    if counts:
+        return f"{where} has {counts.group(2)} fields where the header has {counts.group(1)}; mend it or use --on-error drop."
+    reason = re.sub(r"^[A-Z][A-Za-z ]+Error: (CSV Error on Line: \d+\s*)?", "", said)
+    reason = next((part.strip() for part in reason.splitlines() if part.strip() and not part.startswith("Original Line")), "?")
+    return f"{where} cannot be read: {reason.rstrip('.')}; mend it or use --on-error drop."

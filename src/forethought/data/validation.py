@@ -1,0 +1,244 @@
+"""From columns as they were found to columns of one type, every value that does not fit found and counted.
+
+Everything here is an ibis expression: it runs on DuckDB, on Spark, or wherever the table lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ibis
+import ibis.expr.types as ir
+
+from forethought.data.reading import Staged
+from forethought.errors import DataError
+
+OnError = Literal["fail", "drop"]
+Ids = Literal["auto", "text"]
+# A number is a time in the unit its size gives away: seconds reach 10^11 in the year 5138, ms reach it in 1973.
+_UNITS = (("seconds", 1e11, 1e3), ("milliseconds", 1e14, 1.0), ("microseconds", 1e17, 1e-3), ("nanoseconds", 1e20, 1e-6))
+_ISO = r"^\d{4}-\d{2}-\d{2}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that may be wrong with a value.
+
+    Attributes:
+        role: user, item, time, rating, action or session.
+        reason: how the manifest counts it.
+        bad: true where it is wrong, never null.
+        value: the column, to be quoted in the message.
+        says: the message after "column 'user', row 3: ".
+    """
+
+    role: str
+    reason: str
+    bad: ir.BooleanValue
+    value: ir.Value
+    says: str
+
+
+def canonical(staged: Staged, on_error: OnError = "fail", ids: Ids = "auto") -> tuple[ir.Table, dict[str, int]]:
+    """The log with one type a column, and how many rows were left out for which reason.
+
+    Args:
+        staged: the log as found.
+        on_error: ``"fail"`` raises at the first row that does not fit, ``"drop"`` leaves such rows out and counts them.
+        ids: ``"auto"`` makes int64 of a column of whole numbers and refuses one that is mostly numbers with some text
+            between; ``"text"`` takes every id as text.
+
+    Returns:
+        A table with ``user`` and ``item`` (int64 or string), ``time`` (int64, Unix milliseconds), ``rating`` (float64),
+        ``action``, ``part`` (string) and ``row`` (int64), as far as the source has them.
+
+    Raises:
+        DataError: a value does not fit, or no row is left.
+    """
+    table = staged.table
+    profile = _profile(table)
+    if not profile["rows"]:
+        raise DataError(f"{staged.source} holds no events; it needs at least one row.")
+    values: dict[str, ir.Value] = {}
+    checks: list[Check] = []
+    for role in ("user", "item", "session", "time", "rating", "action"):
+        if role not in table.columns:
+            continue
+        convert = {"time": _time, "rating": _number, "action": _text}.get(role)
+        value, found = convert(table, role, profile) if convert else _identity(table, role, profile, ids)
+        values[role] = value
+        checks.extend(found)
+    dropped = _refuse(staged, table, checks, on_error)
+    for check in checks:
+        if dropped.get(f"{check.role}: {check.reason}"):
+            table = table.filter(~check.bad)
+    if sum(dropped.values()) == profile["rows"]:
+        reasons = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
+        raise DataError(f"{staged.source} has no usable row: all were dropped ({reasons}).")
+    if "session" in values:  # each session is a sequence of its own
+        values["user"] = values["user"].cast("string") + "/" + values.pop("session").cast("string")
+    kept = [name for name in ("part", "row") if name in table.columns]
+    return table.select(**values, **{name: table[name] for name in kept}), {**staged.dropped, **dropped}
+
+
+def _profile(table: ir.Table) -> dict[str, Any]:
+    """What the types of the columns are decided on, in one pass."""
+    wanted: dict[str, ir.Value] = {"rows": table.count()}
+    for role in table.columns:
+        column = table[role]
+        if role in ("part", "row"):
+            continue
+        if role in ("user", "item", "session") and column.type().is_string():
+            wanted[f"{role} given"] = _given(column).sum()
+            wanted[f"{role} whole"] = _whole(column).sum()
+        if role == "time" and not column.type().is_temporal():
+            number = _finite(column)
+            wanted["time given"] = _given(column).sum()
+            wanted["time number"] = number.notnull().sum()
+            for (unit, _, _), inside in zip(_UNITS, _in_unit(number), strict=True):
+                wanted[f"time {unit}"] = inside.sum()
+    counts: dict[str, Any] = table.aggregate(**wanted).to_pyarrow().to_pylist()[0]
+    return {name: count or 0 for name, count in counts.items()}
+
+
+def _refuse(staged: Staged, table: ir.Table, checks: list[Check], on_error: OnError) -> dict[str, int]:
+    """Count every check, each row under the first one it fails; raise where rows may not be dropped."""
+    wanted: dict[str, ir.Value] = {}
+    fine = ibis.literal(True)
+    for number, check in enumerate(checks):
+        first_failure = fine & check.bad
+        wanted[f"n{number}"] = first_failure.sum()
+        if "row" in table.columns:
+            wanted[f"r{number}"] = table.row.min(where=first_failure)
+        fine = fine & ~check.bad
+    counts = table.aggregate(**wanted).to_pyarrow().to_pylist()[0]
+    failed = [number for number in range(len(checks)) if counts[f"n{number}"]]
+    if failed and on_error == "fail":
+        number = min(failed, key=lambda number: (counts.get(f"r{number}") or 0, number))
+        check, row = checks[number], counts.get(f"r{number}")
+        rows = table.filter(check.bad if row is None else check.bad & (table.row == row))
+        value = rows.select(value=check.value).limit(1).to_pyarrow().to_pylist()[0]["value"]
+        column = staged.columns.get(check.role, check.role)
+        more = counts[f"n{number}"] - 1
+        others = f" ({more} more like it)" if more else ""
+        raise DataError(
+            f"{staged.source}, {staged.place(row)}, column {column!r}: {check.says.format(value=repr(value))}{others}; "
+            "mend the file, or use --on-error drop to leave such rows out and count them."
+        )
+    return {f"{checks[number].role}: {checks[number].reason}": int(counts[f"n{number}"]) for number in failed}
+
+
+def _given(column: ir.Value) -> ir.BooleanValue:
+    """True where there is a value: not null, not the empty text, not NaN."""
+    given = column.notnull()
+    if column.type().is_string():
+        given = given & (column != "").fill_null(False)
+    elif column.type().is_floating():
+        given = given & ~column.isnan().fill_null(False)
+    return given
+
+
+def _whole(column: ir.Value) -> ir.BooleanValue:
+    """True where a text is a whole number as a program writes it: no sign +, no zeros in front."""
+    number = column.try_cast("int64")
+    return (number.cast("string") == column).fill_null(False)
+
+
+def _missing(role: str, column: ir.Value) -> Check:
+    return Check(role, "missing", ~_given(column), column, "the value is missing")
+
+
+def _identity(
+    table: ir.Table, role: str, profile: Mapping[str, Any], ids: Ids
+) -> tuple[ir.Value, list[Check]]:
+    column = table[role]
+    kind = column.type()
+    missing = _missing(role, column)
+    if kind.is_string():
+        whole, given = profile[f"{role} whole"], profile[f"{role} given"]
+        if ids == "text" or 2 * whole < given:
+            return column, [missing]
+        mixed = Check(
+            role, "mixed types", _given(column) & ~_whole(column), column,
+            "{value} is no whole number although most ids here are (give --ids text to take all ids as text)",
+        )  # fmt: skip
+        number = column.try_cast("int64")
+        return number, [missing, mixed, _negative(role, number)]
+    if kind.is_integer():
+        number = column.cast("int64") if not kind.is_unsigned_integer() else column.try_cast("int64")
+        return number.cast("string") if ids == "text" else number, [missing, _negative(role, column)]
+    if kind.is_floating():
+        whole_number = (column == column.floor()).fill_null(False)
+        broken = Check(role, "mixed types", _given(column) & ~whole_number, column, "{value} is no whole number")
+        return column.try_cast("int64"), [missing, broken, _negative(role, column)]
+    if kind.is_uuid() or kind.is_decimal():
+        return column.cast("string"), [missing]
+    raise DataError(f"Column {role!r} holds {kind}; ids have to be whole numbers or text.")
+
+
+def _negative(role: str, number: ir.Value) -> Check:
+    says = "the id {value} is negative, which mostly marks a missing one"
+    return Check(role, "negative", (number < 0).fill_null(False), number, says)
+
+
+def _finite(column: ir.Value) -> ir.Value:
+    number = column if column.type().is_numeric() else column.try_cast("float64")
+    number = number.cast("float64")
+    return ibis.ifelse(number.abs() < _UNITS[-1][1], number, ibis.null("float64"))
+
+
+def _in_unit(number: ir.Value) -> list[ir.BooleanValue]:
+    size, lower, inside = number.abs(), -1.0, []
+    for _, upper, _ in _UNITS:
+        inside.append(((size >= lower) & (size < upper)).fill_null(False))
+        lower = upper
+    return inside
+
+
+def _time(table: ir.Table, role: str, profile: Mapping[str, Any]) -> tuple[ir.Value, list[Check]]:
+    column = table[role]
+    kind = column.type()
+    missing = _missing(role, column)
+    if kind.is_timestamp() or kind.is_date():
+        return _milliseconds(column), [missing]
+    if not (kind.is_string() or kind.is_numeric()):
+        raise DataError(f"Column {role!r} holds {kind}; times have to be numbers, ISO 8601 text or timestamps.")
+    if 2 * profile["time number"] >= profile["time given"]:
+        number = _finite(column)
+        unit = max(range(len(_UNITS)), key=lambda unit: profile[f"time {_UNITS[unit][0]}"])
+        unread = Check(
+            role, "unparsable time", _given(column) & number.isnull(), column,
+            "{value} is no time although most here are Unix numbers",
+        )  # fmt: skip
+        other = Check(
+            role, "mixed time units", number.notnull() & ~_in_unit(number)[unit], column,
+            f"{{value}} is not in {_UNITS[unit][0]} as most times here are",
+        )  # fmt: skip
+        return (number * _UNITS[unit][2]).round().cast("int64"), [missing, unread, other]
+    looks = column.re_search(_ISO).fill_null(False)
+    moment = ibis.ifelse(looks, column, ibis.null("string")).try_cast("timestamp('UTC')").cast("timestamp")
+    says = "{value} is no time; use Unix seconds, Unix milliseconds or ISO 8601 (2024-05-01T12:00:00Z)"
+    return _milliseconds(moment), [missing, Check(role, "unparsable time", _given(column) & moment.isnull(), column, says)]
+
+
+def _milliseconds(moment: ir.Value) -> ir.Value:
+    moment = moment.cast("timestamp")
+    return moment.truncate("s").epoch_seconds().cast("int64") * 1000 + moment.millisecond()
+
+
+def _number(table: ir.Table, role: str, profile: Mapping[str, Any]) -> tuple[ir.Value, list[Check]]:
+    column = table[role]
+    kind = column.type()
+    if not (kind.is_string() or kind.is_numeric()):
+        raise DataError(f"Column {role!r} holds {kind}; ratings have to be numbers.")
+    number = column.cast("float64") if kind.is_numeric() else column.try_cast("float64")
+    finite = ibis.ifelse(number.abs() < 1e300, number, ibis.null("float64"))
+    unread = Check(role, "unparsable rating", _given(column) & finite.isnull(), column, "{value} is no number")
+    return finite, [_missing(role, column), unread]
+
+
+def _text(table: ir.Table, role: str, profile: Mapping[str, Any]) -> tuple[ir.Value, list[Check]]:
+    column = table[role].cast("string")
+    return column, [_missing(role, column)]

@@ -1,0 +1,58 @@
+"""Where a log is worked on: an embedded DuckDB file in a scratch folder, with a bounded memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+
+MEMORY = "1500MB"
+
+
+class Workspace:
+    """A scratch folder with a DuckDB file; tables larger than ``memory`` live on disk. It goes away with its owner.
+
+    Args:
+        memory: what DuckDB may hold in memory, as DuckDB writes it.
+        threads: DuckDB's threads; all cores by default.
+    """
+
+    def __init__(self, memory: str = MEMORY, threads: int | None = None) -> None:
+        scratch = tempfile.TemporaryDirectory(prefix="forethought-", ignore_cleanup_errors=True)
+        self.folder = Path(scratch.name)
+        options: dict[str, Any] = {"memory_limit": memory, "temp_directory": os.fspath(self.folder / "spill")}
+        if threads:
+            options["threads"] = threads
+        self.backend: Any = ibis.duckdb.connect(self.folder / "work.duckdb", **options)
+        self.sql("SET TimeZone = 'UTC'")  # a time without a zone means UTC, whatever the machine's zone
+        self._tables = 0
+        self.close = weakref.finalize(self, _close, self.backend, scratch)
+
+    def sql(self, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Run DuckDB SQL; rows of the answer."""
+        rows: list[tuple[Any, ...]] = self.backend.con.execute(query, parameters or []).fetchall()
+        return rows
+
+    def table(self, name: str) -> ir.Table:
+        table: ir.Table = self.backend.table(name)
+        return table
+
+    def store(self, expression: ir.Table) -> ir.Table:
+        """Compute a table and keep it on disk."""
+        self._tables += 1
+        table: ir.Table = self.backend.create_table(f"step_{self._tables}", expression)
+        return table
+
+    def drop(self, table: ir.Table) -> None:
+        """Forget a table that :meth:`store` returned."""
+        self.backend.drop_table(table.get_name())
+
+
+def _close(backend: Any, scratch: tempfile.TemporaryDirectory[str]) -> None:
+    backend.disconnect()
+    scratch.cleanup()
