@@ -85,7 +85,8 @@ def _read(args: argparse.Namespace) -> Any:
 def working(quiet: bool, title: str) -> Iterator[Callable[[str], None]]:
     """A spinner on standard error that says what is being done and for how long; yields how to change its text."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(title, total=None)
         yield lambda text: progress.update(task, description=f"{title}: {text}")
 

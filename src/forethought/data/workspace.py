@@ -50,7 +50,7 @@ class Workspace:
 
     def drop(self, table: ir.Table) -> None:
         """Forget a table that :meth:`store` returned."""
-        self.backend.drop_table(table.get_name())
+        self.sql(f"DROP TABLE {table.get_name()}")
 
 
 def _close(backend: Any, scratch: tempfile.TemporaryDirectory[str]) -> None:
