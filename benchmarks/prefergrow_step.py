@@ -1,0 +1,164 @@
+"""How fast one PreferGrow step is, against a plain autograd version and against the products it cannot avoid.
+
+    python benchmarks/prefergrow_step.py
+
+Prints, in one run on two threads: (i) loss and gradients of a hybrid step at B 256, d 256, N 12,101, fused and plain,
+beside the three bare matrix products; peak memory and agreement of both; the whole step with encoder, optimiser and
+average; (ii) guided ranking of 2,048 users, one mixed product against two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from forethought.recommenders.prefergrow import fused
+from forethought.recommenders.prefergrow.fused import Corruption
+from forethought.recommenders.prefergrow.kernels import FadingKernel
+from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
+from forethought.training.ema import ExponentialMovingAverage
+
+ROWS, WIDTH, ITEMS = 256, 256, 12101
+
+
+def milliseconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each, the rounds interleaved so that a noisy moment hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(rounds + 2):
+        for name, call in work.items():
+            start = time.perf_counter()
+            call()
+            if turn >= 2:
+                times[name].append(time.perf_counter() - start)
+    return {name: sorted(values)[len(values) // 2] * 1e3 for name, values in times.items()}
+
+
+def peak_megabytes(call: Callable[[], object]) -> float:
+    """Most memory that tensors made in the call held at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        call()
+    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda entry: entry.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def plain_loss(query: torch.Tensor, vectors: torch.Tensor, p: torch.Tensor, noise: Corruption) -> torch.Tensor:
+    """The score entropy as its pseudo-code reads, ratios and all, left to autograd."""
+    scores = query @ vectors.T
+    column = (1 - noise.alpha)[:, None] * p.expand(len(query), -1)
+    column = column.scatter_add(1, noise.x_0[:, None], noise.alpha[:, None])
+    ratios = column / column.gather(1, noise.x_t[:, None])
+    constant = torch.xlogy(ratios, ratios) - ratios
+    terms = torch.exp(scores) - ratios * scores + constant
+    terms = terms.scatter(1, noise.x_t[:, None], 0.0)
+    return (noise.weight * p[noise.x_t] * terms.sum(dim=1)).sum()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+
+    kernel = FadingKernel.hybrid(ITEMS, 0.999)
+    query = (torch.randn(ROWS, WIDTH) * 0.1).requires_grad_()
+    vectors = (torch.randn(kernel.num_states, WIDTH) * 0.1).requires_grad_()
+    x_0, sigma = torch.randint(ITEMS, (ROWS,)), torch.rand(ROWS) * 5 + 1e-2
+    alpha = torch.exp(-sigma)
+    noise = Corruption(x_0, kernel.sample(x_0, alpha), alpha, sigma * 9.2)
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+        return [loss.detach(), *torch.autograd.grad(loss, (query, vectors))]
+
+    def fast() -> list[torch.Tensor]:
+        return gradients(fused.score_entropy(query, vectors, kernel, noise))
+
+    def plain() -> list[torch.Tensor]:
+        return gradients(plain_loss(query, vectors, kernel.p, noise))
+
+    def half() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = fused.score_entropy(query, vectors, kernel, noise)
+        return gradients(loss)
+
+    def bare() -> None:
+        with torch.no_grad():
+            scores = query @ vectors.T
+            _ = scores @ vectors, scores.T @ query
+
+    print(f"(i) score entropy and its gradients, B {ROWS}, d {WIDTH}, N {ITEMS}, {options.threads} threads")
+    times = milliseconds({"plain": plain, "bare": bare, "fused": fast, "bf16": half}, options.rounds)
+    memory = {"plain": peak_megabytes(plain), "fused": peak_megabytes(fast)}
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(fast(), plain(), strict=True))
+    print(f"  (a) plain autograd      {times['plain']:7.1f} ms   peak {memory['plain']:6.1f} MB")
+    print(f"  (b) three bare products {times['bare']:7.1f} ms")
+    print(f"  fused, float32          {times['fused']:7.1f} ms   peak {memory['fused']:6.1f} MB")
+    print(f"  fused, bfloat16         {times['bf16']:7.1f} ms")
+    print(f"  fused / bare {times['fused'] / times['bare']:.2f}   plain / fused {times['plain'] / times['fused']:.2f}")
+    print(f"  plain / bfloat16 {times['plain'] / times['bf16']:.2f}   memory plain / fused {memory['plain'] / memory['fused']:.2f}")
+    print(f"  largest relative difference of loss and gradients {worst:.1e}")
+
+    for precision in ("fp32", "bf16"):
+        print(f"  whole step, {precision}: {whole_step(precision, options.rounds):.1f} ms")
+    ranking(options.rounds)
+
+
+def whole_step(precision: str, rounds: int) -> float:
+    """Milliseconds of a training step of the published hybrid: encoder, loss, clipping, AdamW, average."""
+    config = PreferGrowConfig(
+        num_items=ITEMS, kernel="hybrid", gamma=0.999, encoder="paper", hidden_size=WIDTH, max_length=10,
+        item_bias=False, ratio_offset=False, nonpreference_user_ratio=0.1,
+    )  # fmt: skip
+    model = PreferGrow(config).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    average = ExponentialMovingAverage(model, 0.9999)
+    history = torch.randint(1, ITEMS + 1, (ROWS, 10))
+    target = torch.zeros_like(history)
+    target[:, -1] = torch.randint(1, ITEMS + 1, (ROWS,))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(history, target).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        average.update(100_000)
+
+    return milliseconds({"step": step}, rounds)["step"]
+
+
+def ranking(rounds: int) -> None:
+    """(ii) Guided scores of 2,048 users: queries mixed, then one product; against two products, then mixed."""
+    users, w = 2048, 2.0
+    conditional, empty, items = torch.randn(users, WIDTH), torch.randn(1, WIDTH), torch.randn(ITEMS, WIDTH)
+    everybody = empty.expand(users, -1).contiguous()
+
+    def mixed() -> torch.Tensor:
+        return (w * conditional + (1 - w) * empty) @ items.T
+
+    def two() -> torch.Tensor:
+        return w * (conditional @ items.T) + (1 - w) * (everybody @ items.T)
+
+    def mixed_half() -> torch.Tensor:
+        return (w * conditional + (1 - w) * empty).bfloat16() @ items.bfloat16().T
+
+    times = milliseconds({"two": two, "mixed": mixed, "bf16": mixed_half}, rounds)
+    print(f"(ii) guided scores of {users} users over {ITEMS} items")
+    print(f"  two head products {times['two']:.1f} ms   one mixed product {times['mixed']:.1f} ms   in bfloat16 {times['bf16']:.1f} ms")
+    print(f"  two / one {times['two'] / times['mixed']:.2f}   two / one in bfloat16 {times['two'] / times['bf16']:.2f}")
+    error = float((mixed() - two()).abs().max() / two().abs().max())
+    print(f"  largest relative difference {error:.1e}")
+
+
+if __name__ == "__main__":
+    main()
