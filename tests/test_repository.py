@@ -106,7 +106,7 @@ def test_the_users_own_file_comes_before_a_shipped_recipe(tmp_path, monkeypatch)
 
 
 def test_an_unknown_recipe_is_refused_with_what_there_is():
-    with pytest.raises(RecipeError, match=r"no recipe file 'prefergrow/beuty'.*try "):
+    with pytest.raises(RecipeError, match=r"no recipe file 'prefergrow/beuty'.*try prefergrow/beauty-"):
         recipe_path("prefergrow/beuty")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def recipe_path(name: str | os.PathLike[str]) -> Path:
     shipped = short.as_posix().removeprefix("recipes/")
     if shipped in known:
         return SHIPPED / f"{shipped}.yaml"
-    near = [candidate for candidate in known if Path(shipped).name in candidate] or known
+    near = [candidate for candidate in known if Path(shipped).name in candidate]
+    near = near or difflib.get_close_matches(shipped, known, n=3, cutoff=0.5) or known
     raise RecipeError(
         f"There is no recipe file {os.fspath(name)!r}, and none of that name comes with forethought; "
         f"try {', '.join(near[:6])}."
