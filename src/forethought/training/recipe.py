@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from forethought.atomic import atomic_file
 from forethought.errors import RecipeError
 
-FROM_DATA = ("num_items",)  # model sizes that the data decides, not the recipe
+FROM_DATA = ("num_items", "nonzeros")  # model sizes that the data decides, not the recipe
 Section = TypeVar("Section", "DataRecipe", "TrainingRecipe", "EvaluationRecipe")
 
 
