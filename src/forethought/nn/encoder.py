@@ -58,9 +58,11 @@ class Block(nn.Module):
         normal = self.attention_norm(states)
         if self.norm == "pre":
             states = states + self.dropout(self.attention(normal, normal))
-            return states + self.feed_forward(self.feed_forward_norm(states))
-        states = self.feed_forward_norm(normal + self.dropout(self.attention(normal, states)))
-        return states + self.feed_forward(states)
+            normal = self.feed_forward_norm(states)
+        else:
+            states = normal = self.feed_forward_norm(normal + self.dropout(self.attention(normal, states)))
+        output: Tensor = states + self.feed_forward(normal)
+        return output
 
 
 class CausalEncoder(nn.Module):

@@ -20,7 +20,9 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
     """Forward computes the loss and both gradients chunk by chunk: three matrix products and one exponential."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, vectors: Tensor, bias: Tensor | None, target: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, vectors: Tensor, bias: Tensor | None, target: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         rows = max(CHUNK // len(vectors), 1)
         narrow = vectors.to(dtype)
         grad_hidden = torch.empty_like(hidden)
@@ -71,5 +73,5 @@ def softmax_cross_entropy(hidden: Tensor, vectors: Tensor, target: Tensor, bias:
     dtype = product_dtype(vectors)
     with torch.autocast(hidden.device.type, enabled=False):
         hidden = hidden.to(vectors.dtype)
-        loss: Tensor = _SoftmaxCrossEntropy.apply(hidden, vectors, bias, target, dtype)
+        loss: Tensor = _SoftmaxCrossEntropy.apply(hidden, vectors, bias, target, dtype)  # type: ignore[no-untyped-call]
     return loss

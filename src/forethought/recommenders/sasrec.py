@@ -98,7 +98,8 @@ class SASRec(Recommender):
         # gBCE, eq. 7 and 8: the positive's probability is raised to beta
         rate = k / max(self.config.num_items - 1, 1)
         beta = rate * (self.config.calibration * (1 - 1 / rate) + 1 / rate)
-        return (F.softplus(negative).sum(dim=1) - beta * F.logsigmoid(positive)).sum()
+        loss: Tensor = (F.softplus(negative).sum(dim=1) - beta * F.logsigmoid(positive)).sum()
+        return loss
 
     def query(self, history: Tensor) -> Tensor:
         return last_state(self.states(history), history)

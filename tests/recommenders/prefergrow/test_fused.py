@@ -30,7 +30,9 @@ def kernels() -> dict[str, FadingKernel]:
     }
 
 
-def problem(kernel: FadingKernel, states: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Corruption]:
+def problem(
+    kernel: FadingKernel, states: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Corruption]:
     torch.manual_seed(seed)
     query = torch.randn(ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
     vectors = torch.randn(states, WIDTH, dtype=torch.float64, requires_grad=True)

@@ -35,6 +35,7 @@ class Corruption(NamedTuple):
     weight: Tensor
 
     def rows(self, part: slice) -> Corruption:
+        """The rows of a slice."""
         return Corruption(*(field[part] for field in self))
 
 
@@ -208,7 +209,9 @@ def score_entropy(
     """
     dtype = product_dtype(vectors)
     with torch.autocast(query.device.type, enabled=False):
-        loss: Tensor = _ScoreEntropy.apply(query.to(vectors.dtype), vectors, bias, kernel, noise, dtype)
+        loss: Tensor = _ScoreEntropy.apply(  # type: ignore[no-untyped-call]
+            query.to(vectors.dtype), vectors, bias, kernel, noise, dtype
+        )
     return loss
 
 
@@ -225,7 +228,9 @@ def soft_label_bce(
     def row_loss(scores: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         ratios = slope[part, None] * kernel.p
         ratios.scatter_add_(1, noise.x_0[part, None], spike[part, None])
-        keep = torch.ones_like(scores) if kernel.groups is None else _same_group(kernel, noise.x_t[part]).to(scores.dtype)
+        keep = (
+            torch.ones_like(scores) if kernel.groups is None else _same_group(kernel, noise.x_t[part]).to(scores.dtype)
+        )
         keep.scatter_(1, noise.x_t[part, None], 0.0).mul_(edge[part, None])
         least = (1 + ratios) * torch.log1p(ratios) - torch.xlogy(ratios, ratios)
         values = keep * (F.softplus(scores) + ratios * F.softplus(-scores) - least)
@@ -291,5 +296,7 @@ def _same_group(kernel: FadingKernel, states: Tensor) -> Tensor:
 def _apply(query: Tensor, vectors: Tensor, bias: Tensor | None, row_loss: RowLoss) -> Tensor:
     dtype = product_dtype(vectors)
     with torch.autocast(query.device.type, enabled=False):
-        loss: Tensor = _CatalogLoss.apply(query.to(vectors.dtype), vectors, bias, row_loss, dtype)
+        loss: Tensor = _CatalogLoss.apply(  # type: ignore[no-untyped-call]
+            query.to(vectors.dtype), vectors, bias, row_loss, dtype
+        )
     return loss

@@ -20,6 +20,9 @@ class PaperBlock(nn.Module):
     the normalised queries; the feed-forward sits between two norms.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, width: int, heads: int, dropout: float, max_length: int) -> None:
         super().__init__()
         self.heads = heads
@@ -54,6 +57,8 @@ class PaperBlock(nn.Module):
 
 class NoiseEmbedding(nn.Module):
     """Sinusoids of sigma (as released) or of ln sigma, then two layers; float ``[B]`` → float ``[B, d]``."""
+
+    frequency: Tensor
 
     def __init__(self, width: int, of: Literal["sigma", "log_sigma"]) -> None:
         super().__init__()
