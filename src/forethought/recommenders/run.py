@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -219,7 +220,8 @@ def train(
     except BaseException as error:
         if main:
             info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            _write_info(folder, info)
+            with contextlib.suppress(ArtefactError):  # the disk may be what failed
+                _write_info(folder, info)
         raise
     return Run(folder, model, dataset.catalog, recipe, info)
 

@@ -19,6 +19,9 @@ from forethought.atomic import atomic_file
 from forethought.errors import RecipeError
 
 FROM_DATA = ("num_items", "nonzeros")  # model sizes that the data decides, not the recipe
+Metric = Literal[
+    "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10", "mrr@20"
+]  # fmt: skip
 Section = TypeVar("Section", "DataRecipe", "TrainingRecipe", "EvaluationRecipe")
 
 
@@ -73,7 +76,7 @@ class TrainingRecipe:
     gradient_accumulation_steps: int = _within(1, 1)
     evaluate_every: Literal["epoch"] | int = _within("epoch", 1)
     patience: int = _within(10, 0)
-    select_by: str = "ndcg@10"
+    select_by: Metric = "ndcg@10"
     report_to: tuple[str, ...] = ()
 
 
@@ -127,7 +130,7 @@ class Recipe:
         path = Path(path)
         try:
             # utf-8-sig: editors on Windows put a byte-order mark first
-            content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+            content = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)  # noqa: S506 it is a SafeLoader
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} cannot be read: {error}.") from error
         except yaml.YAMLError as error:
@@ -179,6 +182,18 @@ class Recipe:
         """Write the resolved recipe as YAML, atomically."""
         with atomic_file(path) as scratch:
             scratch.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is there twice, where YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+        return super().construct_mapping(node, deep)
 
 
 class _Reader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -114,6 +115,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
         self._began = time.monotonic()
         try:
             self.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+        except OSError as error:
+            raise self._cannot_write(error) from error
         finally:
             if self.progress is not None:
                 self.progress.close()
@@ -232,12 +235,19 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
                 seal(scratch)
                 publish(scratch, folder, step, self.state.best_global_step)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            failure = self._cannot_write(error)
             shutil.rmtree(scratch, ignore_errors=True)
-            kept = list(checkpoints(folder).values())[-1:]
-            intact = f"{kept[0]} is intact: free the space and go on with --resume" if kept else "choose another --out"
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-            raise ArtefactError(f"Cannot write checkpoint {step} to {folder}: {reason}; {intact}.") from error
+            raise failure from error
         self.accelerator.wait_for_everyone()
+
+    def _cannot_write(self, error: Exception) -> ArtefactError:
+        folder = Path(self.args.output_dir)
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        if shutil.disk_usage(self.folder).free < 2**20:  # torch and safetensors say it in words of their own
+            reason = os.strerror(errno.ENOSPC)
+        kept = list(checkpoints(folder).values())[-1:]
+        advice = f"{kept[0]} is intact, go on from it with --resume" if kept else "choose another --out"
+        return ArtefactError(f"Cannot write to {self.folder}: {reason}; {advice}.")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         # the base class would add its arguments as a pickle
