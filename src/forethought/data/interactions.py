@@ -8,20 +8,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import ibis
 import ibis.expr.types as ir
-import numpy as np
 import pyarrow as pa
 
+from forethought.data.assembly import assemble
 from forethought.data.bundled import bundled_path
-from forethought.data.catalog import Catalog
 from forethought.data.cleaning import Duplicates, Rules, clean, order_of
 from forethought.data.dataset import Dataset
 from forethought.data.detection import item_file, locate
 from forethought.data.items import ItemSource, describe
-from forethought.data.layout import Layout, lay_out
+from forethought.data.layout import lay_out
 from forethought.data.reading import Staged, header, refuse_twice, require, stage
-from forethought.data.splitting import SPLITS, Positions, Split, given_split, global_time, leave_one_out, user_split
+from forethought.data.splitting import SPLITS, Split
 from forethought.data.validation import Ids, OnError, canonical
 from forethought.data.workspace import Workspace
 from forethought.errors import DataError
@@ -231,28 +229,14 @@ class Interactions:
         say("sorting")
         laid = lay_out(table, order, self.workspace.folder)
         say("splitting")
-        protocol, positions = _split(laid, split, seed, quantiles)
-        if not len(positions.test):
-            raise DataError(f"{self.provenance['source']} leaves no test case under {protocol}: every user has too few events.")
         described, item_report = describe(laid.items, self.items)
-        dataset = _assemble(laid, positions, described)
-        if not dataset.manifest["counts"]["train_events"]:
-            raise DataError(f"{self.provenance['source']} leaves no training event under {protocol}.")
-        dataset.manifest = {
-            "name": name or self.name,
-            "protocol": protocol,
-            **dataset.manifest,
-            "tie_rule": tie_rule,
-            "rules": [*report, {"rule": "split", "protocol": protocol, **positions.parameters}],
-            "provenance": self._provenance(item_report, command),
-            "dropped": self.dropped,
-            "actions": laid.actions,
-        }
+        dataset = assemble(
+            laid.sequences, laid.users, described, split, seed=seed, quantiles=quantiles, parts=laid.parts,
+            name=name or self.name, tie_rule=tie_rule, rules=report, provenance=self._provenance(item_report, command),
+            dropped=self.dropped, actions=laid.actions,
+        )  # fmt: skip
         say("writing")
-        if out is not None:
-            return dataset.save(out, replace=replace)
-        dataset.manifest["fingerprint"] = dataset._digest()
-        return dataset
+        return dataset if out is None else dataset.save(out, replace=replace)
 
     def _engine(self) -> tuple[ir.Table, Callable[[ir.Table], ir.Table], Callable[[ir.Table], None]]:
         """The table where it is to be cleaned, how to keep a step and how to forget it."""
@@ -279,38 +263,6 @@ class Interactions:
         if command:
             known["command"] = command
         return known
-
-
-def _split(laid: Layout, split: Split | None, seed: int, quantiles: tuple[float, float]) -> tuple[Split, Positions]:
-    offsets = laid.sequences.offsets
-    if split is None and laid.parts is not None:
-        return "user-split", given_split(offsets, laid.parts)
-    if split == "user-split":
-        return split, user_split(offsets, seed)
-    if split == "global-time":
-        if laid.sequences.times is None:
-            raise DataError("The split global-time needs times; name the time column with --time-column.")
-        return split, global_time(offsets, laid.sequences.times, quantiles)
-    return "leave-one-out", leave_one_out(offsets)
-
-
-def _assemble(laid: Layout, positions: Positions, described: pa.Table) -> Dataset:
-    """The data set in memory, with its counts."""
-    dataset = Dataset(
-        laid.sequences, positions.train_stop, positions.valid, positions.test, Catalog(described), laid.users, {}
-    )
-    counts = np.asarray(dataset.item_counts()[1:])
-    dataset.catalog = Catalog(described.append_column("count", pa.array(counts, pa.int64())))
-    dataset.manifest["counts"] = {
-        "users": len(laid.users),
-        "items": len(laid.items),
-        "events": len(laid.sequences.items),
-        "train_events": int(counts.sum()),
-        "valid": len(positions.valid),
-        "test": len(positions.test),
-        "users_without_target": positions.parameters["users_without_target"],
-    }
-    return dataset
 
 
 def _arrow(table: Any, name: str) -> pa.Table:

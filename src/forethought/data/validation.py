@@ -17,8 +17,10 @@ from forethought.errors import DataError
 
 OnError = Literal["fail", "drop"]
 Ids = Literal["auto", "text"]
+Profile = Mapping[str, Any]
 # A number is a time in the unit its size gives away: seconds reach 10^11 in the year 5138, ms reach it in 1973.
 _UNITS = (("seconds", 1e11, 1e3), ("milliseconds", 1e14, 1.0), ("microseconds", 1e17, 1e-3), ("nanoseconds", 1e20, 1e-6))
+_HOLDS = {"rating": "numbers", "time": "Unix numbers, ISO 8601 text or timestamps"}
 _ISO = r"^\d{4}-\d{2}-\d{2}"
 
 
@@ -66,11 +68,11 @@ def canonical(staged: Staged, on_error: OnError = "fail", ids: Ids = "auto") -> 
     for role in ("user", "item", "session", "time", "rating", "action"):
         if role not in table.columns:
             continue
-        convert = {"time": _time, "rating": _number, "action": _text}.get(role)
+        convert = {"time": _time, "rating": _rating, "action": _text}.get(role)
         value, found = convert(table, role, profile) if convert else _identity(table, role, profile, ids)
         values[role] = value
         checks.extend(found)
-    dropped = _refuse(staged, table, checks, on_error)
+    dropped = _refuse(staged, table, checks, on_error) if checks else {}
     for check in checks:
         if dropped.get(f"{check.role}: {check.reason}"):
             table = table.filter(~check.bad)
@@ -83,19 +85,27 @@ def canonical(staged: Staged, on_error: OnError = "fail", ids: Ids = "auto") -> 
     return table.select(**values, **{name: table[name] for name in kept}), {**staged.dropped, **dropped}
 
 
-def _profile(table: ir.Table) -> dict[str, Any]:
-    """What the types of the columns are decided on, in one pass."""
+def _profile(table: ir.Table) -> Profile:
+    """What the types of the columns are decided on and which checks can fail at all, in one pass."""
     wanted: dict[str, ir.Value] = {"rows": table.count()}
     for role in table.columns:
         column = table[role]
         if role in ("part", "row"):
             continue
-        if role in ("user", "item", "session") and column.type().is_string():
-            wanted[f"{role} given"] = _given(column).sum()
-            wanted[f"{role} whole"] = _whole(column).sum()
-        if role == "time" and not column.type().is_temporal():
+        wanted[f"{role} given"] = _given(column).sum()
+        if role in ("user", "item", "session"):
+            if column.type().is_string():
+                wanted[f"{role} whole"] = _whole(column).sum()
+                wanted[f"{role} least"] = column.try_cast("int64").min()
+            elif column.type().is_numeric():
+                wanted[f"{role} least"] = column.min()
+        if role in ("rating", "time") and not (column.type().is_string() or column.type().is_numeric()):
+            if role == "rating" or not (column.type().is_timestamp() or column.type().is_date()):
+                raise DataError(f"Column {role!r} holds {column.type()}; it has to hold {_HOLDS[role]}.")
+        elif role == "rating":
+            wanted["rating number"] = _finite(column, 1e30).notnull().sum()
+        elif role == "time":
             number = _finite(column)
-            wanted["time given"] = _given(column).sum()
             wanted["time number"] = number.notnull().sum()
             for (unit, _, _), inside in zip(_UNITS, _in_unit(number), strict=True):
                 wanted[f"time {unit}"] = inside.sum()
@@ -146,47 +156,44 @@ def _whole(column: ir.Value) -> ir.BooleanValue:
     return (number.cast("string") == column).fill_null(False)
 
 
-def _missing(role: str, column: ir.Value) -> Check:
-    return Check(role, "missing", ~_given(column), column, "the value is missing")
+def _missing(table: ir.Table, role: str, profile: Profile) -> list[Check]:
+    if profile[f"{role} given"] == profile["rows"]:
+        return []
+    return [Check(role, "missing", ~_given(table[role]), table[role], "the value is missing")]
 
 
-def _identity(
-    table: ir.Table, role: str, profile: Mapping[str, Any], ids: Ids
-) -> tuple[ir.Value, list[Check]]:
+def _identity(table: ir.Table, role: str, profile: Profile, ids: Ids) -> tuple[ir.Value, list[Check]]:
     column = table[role]
     kind = column.type()
-    missing = _missing(role, column)
+    checks = _missing(table, role, profile)
+    if kind.is_uuid() or kind.is_decimal():
+        return column.cast("string"), checks
     if kind.is_string():
         whole, given = profile[f"{role} whole"], profile[f"{role} given"]
         if ids == "text" or 2 * whole < given:
-            return column, [missing]
-        mixed = Check(
-            role, "mixed types", _given(column) & ~_whole(column), column,
-            "{value} is no whole number although most ids here are (give --ids text to take all ids as text)",
-        )  # fmt: skip
-        number = column.try_cast("int64")
-        return number, [missing, mixed, _negative(role, number)]
-    if kind.is_integer():
-        number = column.cast("int64") if not kind.is_unsigned_integer() else column.try_cast("int64")
-        return number.cast("string") if ids == "text" else number, [missing, _negative(role, column)]
-    if kind.is_floating():
-        whole_number = (column == column.floor()).fill_null(False)
-        broken = Check(role, "mixed types", _given(column) & ~whole_number, column, "{value} is no whole number")
-        return column.try_cast("int64"), [missing, broken, _negative(role, column)]
-    if kind.is_uuid() or kind.is_decimal():
-        return column.cast("string"), [missing]
-    raise DataError(f"Column {role!r} holds {kind}; ids have to be whole numbers or text.")
+            return column, checks
+        if whole < given:
+            says = "{value} is no whole number although most ids here are (use --ids text to take all ids as text)"
+            checks.append(Check(role, "mixed types", _given(column) & ~_whole(column), column, says))
+    elif kind.is_floating():
+        broken = _given(column) & (column != column.floor()).fill_null(True)
+        checks.append(Check(role, "mixed types", broken, column, "{value} is no whole number"))
+    elif not kind.is_integer():
+        raise DataError(f"Column {role!r} holds {kind}; ids have to be whole numbers or text.")
+    number = column if kind.is_signed_integer() else column.try_cast("int64")
+    if profile[f"{role} least"] < 0:
+        says = "the id {value} is negative, which mostly marks a missing one"
+        checks.append(Check(role, "negative", (number < 0).fill_null(False), number, says))
+    if not kind.is_string() and not kind.is_signed_integer():
+        checks.append(Check(role, "too large", _given(column) & number.isnull(), column, "{value} is beyond 64 bits"))
+    number = number.cast("int64")
+    return number.cast("string") if ids == "text" else number, checks
 
 
-def _negative(role: str, number: ir.Value) -> Check:
-    says = "the id {value} is negative, which mostly marks a missing one"
-    return Check(role, "negative", (number < 0).fill_null(False), number, says)
-
-
-def _finite(column: ir.Value) -> ir.Value:
-    number = column if column.type().is_numeric() else column.try_cast("float64")
-    number = number.cast("float64")
-    return ibis.ifelse(number.abs() < _UNITS[-1][1], number, ibis.null("float64"))
+def _finite(column: ir.Value, limit: float = _UNITS[-1][1]) -> ir.Value:
+    """The number a value stands for, null where it is none or is ``limit`` or more in size."""
+    number = column.cast("float64") if column.type().is_numeric() else column.try_cast("float64")
+    return ibis.ifelse(number.abs() < limit, number, ibis.null("float64"))
 
 
 def _in_unit(number: ir.Value) -> list[ir.BooleanValue]:
@@ -197,30 +204,29 @@ def _in_unit(number: ir.Value) -> list[ir.BooleanValue]:
     return inside
 
 
-def _time(table: ir.Table, role: str, profile: Mapping[str, Any]) -> tuple[ir.Value, list[Check]]:
+def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[Check]]:
     column = table[role]
     kind = column.type()
-    missing = _missing(role, column)
+    checks = _missing(table, role, profile)
     if kind.is_timestamp() or kind.is_date():
-        return _milliseconds(column), [missing]
-    if not (kind.is_string() or kind.is_numeric()):
-        raise DataError(f"Column {role!r} holds {kind}; times have to be numbers, ISO 8601 text or timestamps.")
-    if 2 * profile["time number"] >= profile["time given"]:
-        number = _finite(column)
-        unit = max(range(len(_UNITS)), key=lambda unit: profile[f"time {_UNITS[unit][0]}"])
-        unread = Check(
-            role, "unparsable time", _given(column) & number.isnull(), column,
-            "{value} is no time although most here are Unix numbers",
-        )  # fmt: skip
-        other = Check(
-            role, "mixed time units", number.notnull() & ~_in_unit(number)[unit], column,
-            f"{{value}} is not in {_UNITS[unit][0]} as most times here are",
-        )  # fmt: skip
-        return (number * _UNITS[unit][2]).round().cast("int64"), [missing, unread, other]
+        return _milliseconds(column), checks
+    number = _finite(column)
+    given, numbers = profile["time given"], profile["time number"]
+    if kind.is_numeric() or 2 * numbers >= given:
+        most = max(range(len(_UNITS)), key=lambda unit: profile[f"time {_UNITS[unit][0]}"])
+        unit, _, factor = _UNITS[most]
+        if numbers < given:
+            says = "{value} is no time although most here are Unix numbers"
+            checks.append(Check(role, "unparsable time", _given(column) & number.isnull(), column, says))
+        if profile[f"time {unit}"] < numbers:
+            says = f"{{value}} is not in {unit} as most times here are"
+            checks.append(Check(role, "mixed time units", number.notnull() & ~_in_unit(number)[most], column, says))
+        return (number * factor).round().cast("int64"), checks
     looks = column.re_search(_ISO).fill_null(False)
     moment = ibis.ifelse(looks, column, ibis.null("string")).try_cast("timestamp('UTC')").cast("timestamp")
     says = "{value} is no time; use Unix seconds, Unix milliseconds or ISO 8601 (2024-05-01T12:00:00Z)"
-    return _milliseconds(moment), [missing, Check(role, "unparsable time", _given(column) & moment.isnull(), column, says)]
+    checks.append(Check(role, "unparsable time", _given(column) & moment.isnull(), column, says))
+    return _milliseconds(moment), checks
 
 
 def _milliseconds(moment: ir.Value) -> ir.Value:
@@ -228,17 +234,15 @@ def _milliseconds(moment: ir.Value) -> ir.Value:
     return moment.truncate("s").epoch_seconds().cast("int64") * 1000 + moment.millisecond()
 
 
-def _number(table: ir.Table, role: str, profile: Mapping[str, Any]) -> tuple[ir.Value, list[Check]]:
+def _rating(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[Check]]:
     column = table[role]
-    kind = column.type()
-    if not (kind.is_string() or kind.is_numeric()):
-        raise DataError(f"Column {role!r} holds {kind}; ratings have to be numbers.")
-    number = column.cast("float64") if kind.is_numeric() else column.try_cast("float64")
-    finite = ibis.ifelse(number.abs() < 1e300, number, ibis.null("float64"))
-    unread = Check(role, "unparsable rating", _given(column) & finite.isnull(), column, "{value} is no number")
-    return finite, [_missing(role, column), unread]
+    number = _finite(column, 1e30)
+    checks = _missing(table, role, profile)
+    if profile["rating number"] < profile["rating given"]:
+        unread = _given(column) & number.isnull()
+        checks.append(Check(role, "unparsable rating", unread, column, "{value} is no number"))
+    return number, checks
 
 
-def _text(table: ir.Table, role: str, profile: Mapping[str, Any]) -> tuple[ir.Value, list[Check]]:
-    column = table[role].cast("string")
-    return column, [_missing(role, column)]
+def _text(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[Check]]:
+    return table[role].cast("string"), _missing(table, role, profile)

@@ -1,4 +1,4 @@
-"""Where a log is worked on: an embedded DuckDB file in a scratch folder, with a bounded memory."""
+"""Where a log is worked on: an embedded DuckDB whose memory is bounded and which spills to a scratch folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
-MEMORY = "1500MB"
+MEMORY = "1GB"
 
 
 class Workspace:
-    """A scratch folder with a DuckDB file; tables larger than ``memory`` live on disk. It goes away with its owner.
+    """DuckDB and a scratch folder; what does not fit into ``memory`` lives there. It goes away with its owner.
 
     Args:
         memory: what DuckDB may hold in memory, as DuckDB writes it.
@@ -28,7 +28,7 @@ class Workspace:
         options: dict[str, Any] = {"memory_limit": memory, "temp_directory": os.fspath(self.folder / "spill")}
         if threads:
             options["threads"] = threads
-        self.backend: Any = ibis.duckdb.connect(self.folder / "work.duckdb", **options)
+        self.backend: Any = ibis.duckdb.connect(**options)
         self.sql("SET TimeZone = 'UTC'")  # a time without a zone means UTC, whatever the machine's zone
         self._tables = 0
         self.close = weakref.finalize(self, _close, self.backend, scratch)
@@ -43,7 +43,7 @@ class Workspace:
         return table
 
     def store(self, expression: ir.Table) -> ir.Table:
-        """Compute a table and keep it on disk."""
+        """Compute a table and keep it."""
         self._tables += 1
         table: ir.Table = self.backend.create_table(f"step_{self._tables}", expression)
         return table
