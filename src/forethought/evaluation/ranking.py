@@ -1,8 +1,8 @@
 """Where each held-out target stands among all items: counted, never sorted.
 
 The target's place depends on two counts only: the items scored above it and the other items with the same score. Both
-are taken with all items as candidates ("seen kept") and without the items of the user's history ("seen removed") in
-one pass over the scores.
+are taken with all items as candidates ("seen kept") and then, from the same scores, without the items of the user's
+history ("seen removed"). Every item is scored once.
 """
 
 from __future__ import annotations
@@ -168,48 +168,38 @@ def _count(
     scores: Tensor, targets: Targets, cases: npt.NDArray[np.int64], goal: npt.NDArray[np.int64], top_k: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32] | None]:
     """Greater and ties, int32 ``[b, 2]``, and the lists int32 ``[b, 2, top_k]``; overwrites ``scores``."""
-    device, size = scores.device, len(scores)
-    target = torch.from_numpy(goal).to(device) - 1
-    own = scores.gather(1, target[:, None])
+    target = torch.from_numpy(goal - 1).to(scores.device)[:, None]
+    own = scores.gather(1, target)
+    greater, equal = _above(scores, own)
+    kept = scores.topk(top_k, dim=1).indices + 1
+    scores.view(-1).index_fill_(0, _seen_cells(targets, cases, scores.shape[1]).to(scores.device), float("-inf"))
+    greater_left, equal_left = _above(scores, own)
+    unreachable = scores.gather(1, target)[:, 0] == float("-inf")
+    greater_left = torch.where(unreachable, scores.shape[1], greater_left)
+    ties_left = torch.where(unreachable, 0, equal_left - 1)
+    counts = torch.stack([greater_left, greater, ties_left, equal - 1], dim=1).int().cpu().numpy()
+    if not top_k:
+        return counts[:, :2], counts[:, 2:], None
+    removed = scores.topk(top_k, dim=1)
+    left = torch.where(removed.values == float("-inf"), 0, removed.indices + 1)
+    return counts[:, :2], counts[:, 2:], torch.stack([left, kept], dim=1).int().cpu().numpy()
+
+
+def _above(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """How many scores of each row are greater than, and equal to, its own; both int64 ``[b]``."""
     # A 0/1 matrix of floats sums several times faster than one of booleans, and exactly up to 2^24 items.
     flags = torch.empty_like(scores)
     greater = torch.gt(scores, own, out=flags).sum(1).long()
-    ties = torch.eq(scores, own, out=flags).sum(1).long() - 1
-
-    owner, item = (seen.to(device) for seen in _seen(targets, cases))
-    itself = item == target[owner]
-    unreachable = torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, owner[itself], True)
-    rival = (scores[owner, item] >= own[owner, 0]) & ~itself
-    high, place = owner[rival], item[rival]
-    # An item may occur several times in a history and must be taken off once: each cell keeps one of its writers.
-    number, writers = torch.arange(len(high), device=device, dtype=torch.int32), flags.view(torch.int32)
-    writers[high, place] = number
-    once = writers[high, place] == number
-    high, place = high[once], place[once]
-    above = scores[high, place] > own[high, 0]
-    greater_left = greater - torch.bincount(high[above], minlength=size)
-    ties_left = ties - torch.bincount(high[~above], minlength=size)
-    greater_left[unreachable], ties_left[unreachable] = scores.shape[1], 0
-
-    best = None
-    if top_k:
-        kept = scores.topk(top_k, dim=1).indices + 1
-        scores[owner, item] = float("-inf")
-        removed = scores.topk(top_k, dim=1)
-        left = torch.where(removed.values == float("-inf"), 0, removed.indices + 1)
-        best = torch.stack([left, kept], dim=1).int().cpu().numpy()
-    counts = torch.stack([greater_left, greater, ties_left, ties], dim=1).int().cpu().numpy()
-    return counts[:, :2], counts[:, 2:], best
+    return greater, torch.eq(scores, own, out=flags).sum(1).long()
 
 
-def _seen(targets: Targets, cases: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Every event of the cases' whole histories: int64 ``[events]`` row within ``cases``, and column of its item."""
+def _seen_cells(targets: Targets, cases: npt.NDArray[np.int64], num_items: int) -> Tensor:
+    """Where the items of the cases' whole histories stand in flattened scores ``[b, N]``; int64 ``[events]``."""
     lengths = targets.lengths[cases]
     ends = np.cumsum(lengths)
-    owner = np.repeat(np.arange(len(cases)), lengths)
-    flat = np.arange(ends[-1] if len(ends) else 0) + np.repeat(targets.starts[cases] - (ends - lengths), lengths)
-    items = targets.sequences.items[flat].astype(np.int64)
-    return torch.from_numpy(owner), torch.from_numpy(items - 1)
+    events = np.arange(ends[-1] if len(ends) else 0) + np.repeat(targets.starts[cases] - (ends - lengths), lengths)
+    cells = np.repeat(np.arange(len(cases)) * num_items - 1, lengths) + targets.sequences.items[events]
+    return torch.from_numpy(cells)
 
 
 def _device(model: Any) -> torch.device:

@@ -45,6 +45,8 @@ def bootstrap_means(values: Floats, users: Ints, replicates: int = 1000, seed: i
         float64 ``[replicates, M]``.
     """
     sums, numbers = user_sums(values, users)
+    if (numbers == numbers[:, :1]).all():
+        numbers = numbers[:, :1]
     random, size = np.random.default_rng(seed), len(sums)
     means = np.empty((replicates, values.shape[1]))
     for i in range(replicates):
@@ -80,42 +82,51 @@ class PairedTest:
     users: int
 
 
-def paired_test(a: Floats, b: Floats, users: Ints, replicates: int = 10_000, seed: int = 0) -> PairedTest:
-    """Compare two systems on the same cases.
+def paired_tests(
+    a: Floats, others: Sequence[Floats], users: Ints, replicates: int = 10_000, seed: int = 0
+) -> list[PairedTest]:
+    """Compare one system with each of several on the same cases.
 
     Args:
-        a, b: float64 ``[cases]`` or ``[seeds, cases]``. Seeds are averaged for each case first, so the test asks
-            whether the two methods differ over users, with the luck of a single seed reduced.
+        a: float64 ``[cases]`` or ``[seeds, cases]``. Seeds are averaged for each case first, so the test asks whether
+            the two methods differ over users, with the luck of a single seed reduced.
+        others: the other systems, each shaped like ``a``; the number of seeds may differ.
         users: int64 ``[cases]``.
+        replicates: of the resampling and of the sign flips.
 
     Sources: paired bootstrap, Efron & Tibshirani 1993; randomisation (Fisher's) test, Smucker, Allan & Carterette,
     CIKM 2007. Both p-values count the observed outcome once, so they are never zero.
     """
-    gap = np.atleast_2d(a).mean(axis=0) - np.atleast_2d(b).mean(axis=0)
-    sums, numbers = user_sums(gap[:, None], users)
-    means = bootstrap_means(gap[:, None], users, replicates, seed)[:, 0]
-    low, high = np.percentile(means, [2.5, 97.5])
-    other_side = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    observed = abs(float(sums.sum()))
-    return PairedTest(
-        difference=float(sums.sum() / numbers.sum()),
-        low=float(low),
-        high=float(high),
-        p_bootstrap=min(1.0, 2 * (other_side + 1) / (replicates + 1)),
-        p_randomisation=_sign_flips(sums[:, 0], observed, replicates, seed),
-        users=len(sums),
-    )
+    mean = np.atleast_2d(a).mean(axis=0)
+    gaps = np.stack([mean - np.atleast_2d(other).mean(axis=0) for other in others], axis=1)
+    sums, numbers = user_sums(gaps, users)
+    means = bootstrap_means(gaps, users, replicates, seed)
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    other_side = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
+    p_bootstrap = np.minimum(1.0, 2 * (other_side + 1) / (replicates + 1))
+    p_randomisation = _sign_flips(sums, replicates, seed)
+    difference = sums.sum(axis=0) / numbers.sum(axis=0)
+    return [
+        PairedTest(*row, len(sums))
+        for row in zip(*(each.tolist() for each in (difference, low, high, p_bootstrap, p_randomisation)), strict=True)
+    ]
 
 
-def _sign_flips(gaps: Floats, observed: float, replicates: int, seed: int) -> float:
-    """The share of random sign vectors whose sum is at least ``observed`` in size."""
-    gaps = gaps[gaps != 0]  # a user with no difference has no sign to flip
-    random, extreme, step = np.random.default_rng(seed), 1, max(1, (1 << 20) // max(len(gaps), 1))
+def paired_test(a: Floats, b: Floats, users: Ints, replicates: int = 10_000, seed: int = 0) -> PairedTest:
+    """Compare two systems on the same cases; arguments as :func:`paired_tests`."""
+    return paired_tests(a, [b], users, replicates, seed)[0]
+
+
+def _sign_flips(gaps: Floats, replicates: int, seed: int) -> Floats:
+    """The share of random sign vectors whose sum is at least as large as the observed one; float64 ``[M]``."""
+    random, step = np.random.default_rng(seed), max(1, (1 << 22) // max(len(gaps), 1))
+    total = gaps.sum(axis=0)
+    extreme = np.ones(gaps.shape[1])
     for start in range(0, replicates, step):
         flips = random.integers(0, 2, size=(min(step, replicates - start), len(gaps)), dtype=np.int8)
-        sums = flips.astype(np.float64) @ (2 * gaps) - gaps.sum()
-        extreme += int((np.abs(sums) >= observed * (1 - 1e-12)).sum())
-    return min(1.0, extreme / (replicates + 1))
+        sums = flips.astype(np.float64) @ (2 * gaps) - total
+        extreme += (np.abs(sums) >= np.abs(total) - 1e-9 * np.abs(gaps).sum(axis=0)).sum(axis=0)
+    return extreme / (replicates + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
