@@ -107,8 +107,15 @@ def paired_tests(
     p_randomisation = _sign_flips(sums, replicates, seed)
     difference = sums.sum(axis=0) / numbers.sum(axis=0)
     return [
-        PairedTest(*row, len(sums))
-        for row in zip(*(each.tolist() for each in (difference, low, high, p_bootstrap, p_randomisation)), strict=True)
+        PairedTest(
+            difference=float(difference[i]),
+            low=float(low[i]),
+            high=float(high[i]),
+            p_bootstrap=float(p_bootstrap[i]),
+            p_randomisation=float(p_randomisation[i]),
+            users=len(sums),
+        )
+        for i in range(len(others))
     ]
 
 
