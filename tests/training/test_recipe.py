@@ -74,10 +74,10 @@ def test_what_is_saved_loads_equal(tmp_path: Path):
         ("model: {type: sasrec}\nmodl: {}", "no key modl; did you mean model?"),
         ("model: {type: sasrec}\ntraining: {lr: 3}", "no key training.lr"),
         ("model: {type: sasrec}\ntraining: {learning_rat: 3}", "did you mean training.learning_rate?"),
-        ("model: {type: sasrec}\ntraining: {learning_rate: fast}", "training.learning_rate is 'fast'; it has to be a number"),
+        ("model: {type: sasrec}\ntraining: {beta1: fast}", "training.beta1 is 'fast'; it has to be a number"),
         ("model: {type: sasrec}\ntraining: {learning_rate: }", "training.learning_rate is None; it has to be a number"),
-        ("model: {type: sasrec}\ntraining: {learning_rate: -1}", "training.learning_rate is -1; it has to be at least 0"),
-        ("model: {type: sasrec}\ntraining: {ema_decay: 1.5}", "training.ema_decay is 1.5; it has to be between 0 and 1"),
+        ("model: {type: sasrec}\ntraining: {weight_decay: -1}", "training.weight_decay is -1; it has to be at least 0"),
+        ("model: {type: sasrec}\ntraining: {ema_decay: 1.5}", "ema_decay is 1.5; it has to be between 0 and 1"),
         ("model: {type: sasrec}\ntraining: {batch_size: 0}", "training.batch_size is 0; it has to be at least 1"),
         ("model: {type: sasrec}\ntraining: {evaluate_every: never}", "has to be 'epoch' or a whole number"),
         ("model: {type: sasrec}\ntraining: {select_by: recall}", "training.select_by is 'recall'; it has to be "),
@@ -97,7 +97,7 @@ def test_errors_name_the_file_the_key_and_what_was_found(tmp_path: Path, text: s
 
 
 def test_an_override_is_named_in_its_error(tmp_path: Path):
-    with pytest.raises(RecipeError, match="mine.yaml with --training.epochs: training.epochs is 'many'"):
+    with pytest.raises(RecipeError, match=r"mine\.yaml with --training\.epochs: training\.epochs is 'many'"):
         load(tmp_path, "model: {type: sasrec}", training__epochs="many")
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -31,7 +32,7 @@ from forethought.recommenders import MODELS, model_class
 from forethought.recommenders.base import Recommender
 from forethought.training.checkpoints import seal, verify
 from forethought.training.recipe import Recipe
-from forethought.training.trainer import Trainer
+from forethought.training.trainer import Trainer, find_device
 
 FORMAT = "forethought.run"
 VERSION = 1
@@ -186,7 +187,7 @@ def train(
     recipe = dataclasses.replace(recipe, data=data)
     if threads is not None:
         torch.set_num_threads(threads)
-    _check_device(device)
+    chosen = find_device(device)
     folder = _run_folder(recipe, out, resume)
     if resume and (folder / "run.json").is_file():
         before = _read_info(folder)
@@ -194,7 +195,7 @@ def train(
         if before["status"] == "finished":
             return Run.open(folder, device)
     main = int(os.environ.get("RANK", "0")) == 0
-    info = _new_info(recipe, dataset, device)
+    info = _new_info(recipe, dataset, chosen)
     if main:
         recipe.save(folder / "recipe.yaml")
         _write_info(folder, info)
@@ -205,7 +206,6 @@ def train(
         if info["parameters"]:
             trainer = Trainer(model, dataset, recipe, folder, device=device, quiet=quiet)
             trainer.fit(resume)
-            info["device"] = str(trainer.args.device)
             info["steps"] = trainer.state.global_step
             info["best_step"] = trainer.state.best_global_step
             info["processes"] = trainer.args.world_size
@@ -260,6 +260,7 @@ def save_model(model: Recommender, catalog: Catalog, folder: Path) -> None:
     try:
         with atomic_folder(folder, replace=True) as scratch:
             model.save_pretrained(scratch)
+            shutil.copymode(scratch / "config.json", scratch / "model.safetensors")  # written for the owner alone
             catalog.save(scratch / "items.parquet")
             seal(scratch)
     except safetensors.SafetensorError as error:
@@ -267,7 +268,7 @@ def save_model(model: Recommender, catalog: Catalog, folder: Path) -> None:
 
 
 def _open_model(folder: Path, device: str | None) -> tuple[Recommender, Catalog]:
-    _check_device(device)
+    place = find_device(device or "cpu")
     verify(folder)
     try:
         architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
@@ -279,20 +280,11 @@ def _open_model(folder: Path, device: str | None) -> tuple[Recommender, Catalog]
         if isinstance(error, ArtefactError):
             raise
         raise ArtefactError(f"{folder} cannot be opened as a model: {error}.") from error
-    return model.to(torch.device(device or "cpu")).eval(), Catalog.open(folder / "items.parquet")
+    return model.to(place).eval(), Catalog.open(folder / "items.parquet")
 
 
 def _config_class(kind: str) -> type[transformers.PreTrainedConfig]:
     return model_class(kind).config_class
-
-
-def _check_device(device: str | None) -> None:
-    if device is None:
-        return
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(f"There is no device {device!r} on this machine; use --device cpu.") from error
 
 
 def _run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> Path:
@@ -331,7 +323,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _new_info(recipe: Recipe, dataset: Dataset, device: str | None) -> dict[str, Any]:
+def _new_info(recipe: Recipe, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -339,7 +331,7 @@ def _new_info(recipe: Recipe, dataset: Dataset, device: str | None) -> dict[str,
         "model": recipe.model["type"],
         "data": {"path": recipe.data.path, "fingerprint": dataset.fingerprint, "protocol": dataset.protocol},
         "seed": recipe.seed,
-        "device": device or "cpu",
+        "device": device.type,
         "threads": torch.get_num_threads(),
         "versions": {
             "forethought": __version__,

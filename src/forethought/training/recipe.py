@@ -130,7 +130,7 @@ class Recipe:
         path = Path(path)
         try:
             # utf-8-sig: editors on Windows put a byte-order mark first
-            content = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)  # noqa: S506 it is a SafeLoader
+            content = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} cannot be read: {error}.") from error
         except yaml.YAMLError as error:

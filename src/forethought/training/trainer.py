@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainingArguments
 
 from forethought.data.batches import LengthBuckets, TrainingExamples
 from forethought.data.dataset import Dataset
@@ -54,6 +54,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
         RecipeError: the recipe asks for what this machine or data cannot give.
     """
 
+    control: TrainerControl
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -69,10 +71,11 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
         self.folder = Path(folder)
         self.targets = dataset.targets("valid")
         examples = TrainingExamples(dataset, model.config.max_length, recipe.data.targets)
+        arguments = training_arguments(recipe, self.folder / "checkpoints", device, evaluates=len(self.targets) > 0)
         try:
             super().__init__(
                 model,
-                training_arguments(recipe, self.folder / "checkpoints", device, evaluates=len(self.targets) > 0),
+                arguments,
                 train_dataset=examples,
                 eval_dataset=self.targets,
                 callbacks=[JsonLines(self.folder / "log.jsonl"), *(callbacks or [])],
@@ -188,7 +191,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
             self.state.best_metric = value
             self.state.best_global_step = self.state.global_step
         self.control.should_training_stop |= self._out_of_patience()
-        return better
+        return bool(better)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self.control.should_log |= self.control.should_evaluate  # each point of the learning curve has its loss
@@ -199,7 +202,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
         if not self.recipe.training.patience or best is None:
             return False
         worse = sum(key in entry and entry["step"] > best for entry in self.state.log_history)
-        return worse >= self.recipe.training.patience
+        return bool(worse >= self.recipe.training.patience)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" in logs:  # of this process only, so wrong after a resume
@@ -280,7 +283,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
             self._load_from_checkpoint(str(checkpoint))
         if self.average is not None:
             self.average.copy_to_model()
-        self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+        for wrapper in ("forward", "_original_forward"):  # accelerate's autocast
+            self.model.__dict__.pop(wrapper, None)
 
 
 def training_arguments(recipe: Recipe, output: Path, device: str | None, *, evaluates: bool) -> TrainingArguments:
@@ -288,12 +292,17 @@ def training_arguments(recipe: Recipe, output: Path, device: str | None, *, eval
     training = recipe.training
     every: Literal["epoch", "steps"] = "epoch" if training.evaluate_every == "epoch" else "steps"
     steps = 500 if training.evaluate_every == "epoch" else training.evaluate_every
-    on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
+    chosen = find_device(device)
+    if chosen.index:
+        raise RecipeError(
+            f"Training takes the first device it sees; for {device!r} set CUDA_VISIBLE_DEVICES={chosen.index} and use "
+            f"--device {chosen.type}."
+        )
     arguments = TrainingArguments(
         output_dir=str(output),
         run_name=recipe.name,
         seed=recipe.seed,
-        use_cpu=on_cpu,
+        use_cpu=chosen.type == "cpu",
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
         per_device_train_batch_size=max(training.batch_size // int(os.environ.get("WORLD_SIZE", "1")), 1),
@@ -321,6 +330,23 @@ def training_arguments(recipe: Recipe, output: Path, device: str | None, *, eval
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs in one process would be DataParallel; several processes are wanted
     return arguments
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; by default the accelerator, where there is one.
+
+    Raises:
+        RecipeError: this machine has no such device.
+    """
+    there = torch.accelerator.current_accelerator(check_available=True)
+    if name is None:
+        return there or torch.device("cpu")
+    with contextlib.suppress(RuntimeError):  # not the name of a device at all
+        device = torch.device(name)
+        known = there is not None and device.type == there.type
+        if device.type == "cpu" or (known and (device.index or 0) < torch.accelerator.device_count()):
+            return device
+    raise RecipeError(f"There is no device {name!r} on this machine; use --device cpu.")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
