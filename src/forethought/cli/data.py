@@ -11,8 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
+from forethought.data.download import SOURCES
 from forethought.data.formats import FORMATS
 from forethought.data.splitting import SPLITS
 
@@ -22,13 +32,15 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser("data", help="prepare, check or download interaction logs")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_prepare(commands, common)
+    _add_check(commands, common)
+    _add_download(commands, common)
 
 
 def _add_prepare(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "prepare", parents=[common], help="clean and split a log into a folder that models train on"
     )
-    parser.add_argument("path", metavar="PATH", help="file, folder of a known data set, or bundled:movielens-latest-small")
+    parser.add_argument("path", metavar="PATH", help="file, folder of a data set, or bundled:movielens-latest-small")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--replace", action="store_true", help="overwrite DIR")
     parser.add_argument("--name", help="what to call the data set")
@@ -37,7 +49,7 @@ def _add_prepare(commands: Any, common: argparse.ArgumentParser) -> None:
     cleaning.add_argument("--min-rating", type=float, metavar="R", help="leave out events rated lower")
     cleaning.add_argument(
         "--duplicates", choices=("keep", "first", "last", "consecutive", "exact"), default="keep",
-        help="repeats of an item by a user: keep all, the first or the last, or drop repeats in a row or at the same time",
+        help="repeats of an item by a user: keep all, the first, the last, or drop those in a row or at the same time",
     )  # fmt: skip
     cleaning.add_argument("--k-core", type=int, default=0, metavar="K", help="users and items with K events or more")
     cleaning.add_argument("--min-length", type=int, default=0, metavar="N", help="users with N events or more")
@@ -51,13 +63,41 @@ def _add_prepare(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=prepare)
 
 
+def _add_check(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "check", parents=[common], help="the data doctor: ties, duplicates, leaks, cold targets, popularity"
+    )
+    parser.add_argument("path", metavar="PATH", help="prepared folder, or a log as for 'data prepare'")
+    parser.add_argument("--json", metavar="FILE", help="write the report there too")
+    parser.add_argument("--figure", metavar="FILE", help="draw it (PNG)")
+    _add_reading(parser)
+    parser.add_argument("--split", choices=SPLITS, help="of a log; default: the split of the source, or leave-one-out")
+    parser.set_defaults(run=check)
+
+
+def _add_download(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "download", parents=[common], help="fetch a public data set and check its SHA-256",
+        epilog="Data sets: " + ", ".join(SOURCES) + ". Each keeps the terms of its owners.",
+    )  # fmt: skip
+    parser.add_argument("name", metavar="NAME", help="one of those below, or any name with --url")
+    parser.add_argument("--out", metavar="DIR", help="folder to make (default: NAME)")
+    parser.add_argument("--url", help="fetch it from there")
+    parser.add_argument("--sha256", metavar="HEX", help="digest to expect where none is known")
+    parser.add_argument("--accept-unverified", action="store_true", help="go without a digest")
+    parser.add_argument(
+        "--timeout", type=float, default=30, metavar="S", help="seconds of silence allowed (default 30)"
+    )
+    parser.set_defaults(run=download)
+
+
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="default: found out", metavar="FORMAT")
+    reading.add_argument("--format", choices=("auto", *FORMATS), default="auto", metavar="FORMAT", help="default: auto")
     reading.add_argument("--user-column", default="user", metavar="NAME", help="default: user")
     reading.add_argument("--item-column", default="item", metavar="NAME", help="default: item")
     reading.add_argument(
-        "--time-column", default="timestamp", metavar="NAME", help="default: timestamp; 'none' keeps the order of the file"
+        "--time-column", default="timestamp", metavar="NAME", help="default: timestamp; none keeps the file's order"
     )
     reading.add_argument("--rating-column", metavar="NAME")
     reading.add_argument("--action-column", metavar="NAME")
@@ -66,7 +106,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--items", metavar="FILE", help="titles, categories and text, one row an item")
     reading.add_argument("--items-id", metavar="NAME", help="the id column of that file")
     reading.add_argument(
-        "--on-error", choices=("fail", "drop"), default="fail", help="stop at a bad row, or drop and count (default fail)"
+        "--on-error", choices=("fail", "drop"), default="fail", help="stop at a bad row, or drop and count it"
     )
     reading.add_argument("--engine", choices=("duckdb", "spark"), default="duckdb", help="what cleans and sorts")
 
@@ -111,7 +151,8 @@ def prepare(args: argparse.Namespace) -> None:
     for rule in manifest["rules"]:
         if "before" in rule:
             gone = rule["before"]["events"] - rule["after"]["events"]
-            console.print(f"{rule['rule']}: {gone:,} events left out, {rule['after']['events']:,} remain", highlight=False)
+            remain = rule["after"]["events"]
+            console.print(f"{rule['rule']}: {gone:,} events left out, {remain:,} remain", highlight=False)
     console.print(
         f"{args.out}: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events; "
         f"{manifest['protocol']}: {counts['valid']:,} validation and {counts['test']:,} test cases",
@@ -119,3 +160,57 @@ def prepare(args: argparse.Namespace) -> None:
     )
     if counts["users_without_target"]:
         console.print(f"{counts['users_without_target']:,} users have too few events to be tested", highlight=False)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Examine a log or a prepared folder; print, and write JSON and figure where asked."""
+    from forethought.atomic import atomic_file
+    from forethought.data.dataset import Dataset
+    from forethought.data.doctor import check as examine
+
+    with working(args.quiet, f"Checking {args.path}") as say:
+        say("reading")
+        prepared = (Path(args.path) / "manifest.json").is_file()
+        dataset = Dataset.open(args.path, verify=True) if prepared else _read(args).prepare(split=args.split)
+        say("examining")
+        report = examine(dataset)
+        if args.figure:
+            from forethought.data.doctor_figure import draw
+
+            say("drawing")
+            draw(report, dataset, args.figure)
+    if args.json:
+        with atomic_file(args.json) as scratch:
+            scratch.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    if not args.quiet:
+        console = Console()
+        console.print(report.table())
+        for finding in report.findings:
+            console.print(f"[yellow]•[/yellow] {finding}", highlight=False)
+
+
+def download(args: argparse.Namespace) -> None:
+    """Fetch a public data set and check it."""
+    from forethought.data.download import download as fetch
+
+    out = Path(args.out or args.name)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        *columns,
+        console=console,
+        transient=True,
+        disable=args.quiet or not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(f"Fetching {args.name}", total=None)
+        folder = fetch(
+            args.name, out, url=args.url, sha256=args.sha256, accept_unverified=args.accept_unverified,
+            timeout=args.timeout, progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    if args.quiet:
+        return
+    source = SOURCES.get(args.name)
+    print((folder / "SOURCE").read_text(), end="")
+    reader = f" --format {source.reader}" if source else ""
+    print(f"next: forethought data prepare {folder}{reader} --out DIR")

@@ -47,8 +47,9 @@ def assemble(
         DataError: the split leaves nothing to train on or nothing to test.
     """
     protocol, positions = _split(sequences, split, seed, quantiles, parts)
-    for what, events in (("test case", positions.test), ("training event", positions.train_stop - sequences.offsets[:-1])):
-        if not np.any(events):
+    trained = positions.train_stop - sequences.offsets[:-1]
+    for what, found in (("test case", len(positions.test)), ("training event", trained.sum())):
+        if not found:
             raise DataError(f"{name} leaves no {what} under {protocol}: its {len(users)} users have too few events.")
     dataset = Dataset(sequences, positions.train_stop, positions.valid, positions.test, Catalog(described), users, {})
     counts = np.asarray(dataset.item_counts()[1:])

@@ -16,6 +16,7 @@ import ibis.expr.types as ir
 from forethought.errors import DataError
 
 Duplicates = Literal["keep", "first", "last", "consecutive", "exact"]
+POLICIES: tuple[Duplicates, ...] = ("keep", "first", "last", "consecutive", "exact")
 Store = Callable[[ir.Table], ir.Table]
 Drop = Callable[[ir.Table], None]
 
@@ -40,8 +41,8 @@ class Rules:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.duplicates not in ("keep", "first", "last", "consecutive", "exact"):
-            raise DataError(f"There is no duplicate policy {self.duplicates!r}; choose keep, first, last, consecutive or exact.")
+        if self.duplicates not in POLICIES:
+            raise DataError(f"There is no duplicate policy {self.duplicates!r}; choose {', '.join(POLICIES)}.")
         for name in ("k_core", "min_length"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} is {getattr(self, name)}; it has to be 0 (off) or more.")
@@ -58,11 +59,13 @@ def order_of(table: ir.Table) -> tuple[list[str], str]:
     Raises:
         DataError: neither time nor row is known.
     """
+    if "row" in table.columns and "time" in table.columns:
+        return ["time", "row"], "time, then row in the source"
     if "row" in table.columns:
-        return (["time", "row"], "time, then row in the source") if "time" in table.columns else (["row"], "row in the source")
+        return ["row"], "row in the source"
     if "time" in table.columns:
         return ["time", "item"], "time, then item id"
-    raise DataError("The table has neither a time column nor an order of its own; name one with time_column or row_column.")
+    raise DataError("The table has no order: name a column for it with time_column or row_column.")
 
 
 def clean(table: ir.Table, rules: Rules, store: Store, drop: Drop) -> tuple[ir.Table, list[dict[str, Any]]]:
@@ -107,7 +110,8 @@ def clean(table: ir.Table, rules: Rules, store: Store, drop: Drop) -> tuple[ir.T
                 break
         report.append({"rule": "k_core", "k": rules.k_core, "rounds": rounds, "before": before, "after": counts})
     if rules.min_length > 1:
-        apply(lambda events: events.filter(_size(events, "user") >= rules.min_length), "min_length", value=rules.min_length)
+        least = rules.min_length
+        apply(lambda events: events.filter(_size(events, "user") >= least), "min_length", value=least)
     if rules.max_length is not None:
         newest = rules.max_length
         apply(lambda events: _newest(events, newest, order), "max_length", value=newest)
@@ -140,11 +144,12 @@ def without_duplicates(table: ir.Table, policy: Duplicates, order: list[str]) ->
     """Leave out repeats of the same item by the same user."""
     if policy == "consecutive":
         before = table.item.lag().over(ibis.window(group_by="user", order_by=order))
-        return table.mutate(before=before).filter(lambda event: event.before.isnull() | (event.before != event.item)).drop("before")
+        table = table.mutate(before=before)
+        return table.filter(table.before.isnull() | (table.before != table.item)).drop("before")
     group = ["user", "item"]
     if policy == "exact":
         if "time" not in table.columns:
-            raise DataError("The duplicate policy 'exact' compares times; name the time column or choose first or last.")
+            raise DataError("The duplicate policy exact compares times; name the time column or choose another.")
         group.append("time")
     by = [ibis.desc(name) if policy == "last" else ibis.asc(name) for name in order]
     place = ibis.row_number().over(ibis.window(group_by=group, order_by=by))

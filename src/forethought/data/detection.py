@@ -6,8 +6,8 @@ import json
 from ast import literal_eval
 from pathlib import Path
 
+from forethought.data.files import BINARY, find_delimiter, head_lines, is_python_literal
 from forethought.data.formats import FORMATS, Format, Table
-from forethought.data.reading import find_delimiter, head_lines, is_python_literal
 from forethought.errors import DataError
 
 GENERIC = ("csv", "tsv", "parquet", "jsonl", "duckdb")
@@ -63,11 +63,12 @@ def _in_folder(folder: Path, name: str) -> tuple[Format, Path]:
     if found:
         names = ", ".join(f"{file.name} ({form.name})" for form, file in found)
         raise DataError(f"{folder} holds several data sets: {names}; give one of the files, or choose with --format.")
-    raise DataError(f"{folder} is not a data set{'' if name == 'auto' else f' of format {name}'}: no file in it is known.")
+    kind = "" if name == "auto" else f" of format {name}"
+    raise DataError(f"{folder} is not a data set{kind}: no file in it is known.")
 
 
 def _matches(folder: Path, forms: list[Format]) -> list[tuple[Format, Path]]:
-    found = []
+    found: list[tuple[Format, Path]] = []
     for form in forms:
         for pattern in form.files:
             files = sorted(file for file in folder.glob(pattern) if file.is_file())
@@ -84,7 +85,8 @@ def _three_parts(file: Path) -> list[Path]:
             paths = [file.with_name(stem + ending) for stem in stems]
             missing = [path for path in paths if not path.is_file()]
             if missing:
-                raise DataError(f"{missing[0]} does not exist; a user split needs {', '.join(path.name for path in paths)}.")
+                needed = ", ".join(path.name for path in paths)
+                raise DataError(f"{missing[0]} does not exist; a user split needs {needed}.")
             return paths
     expected = " or ".join(f"{stems[0]}.txt" for stems in PARTS)
     raise DataError(f"{file} is no user split; its files are called {expected}, and likewise for valid and test.")
@@ -101,7 +103,7 @@ def _of_file(path: Path) -> Format:
     if not lines:
         raise DataError(f"{path} is empty; it needs at least one line with an event.")
     if any("\0" in line for line in lines):
-        raise DataError(f"{path} is a binary file and not Parquet or DuckDB; give a text, Parquet or DuckDB file.")
+        raise DataError(f"{path} {BINARY}.")
     first = lines[0]
     if any(path.name.startswith(f"{stem}.") for stems in PARTS for stem in stems):
         return FORMATS["preferdiff"]

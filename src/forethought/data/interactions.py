@@ -16,9 +16,10 @@ from forethought.data.bundled import bundled_path
 from forethought.data.cleaning import Duplicates, Rules, clean, order_of
 from forethought.data.dataset import Dataset
 from forethought.data.detection import item_file, locate
+from forethought.data.files import header, refuse_twice, require
 from forethought.data.items import ItemSource, describe
 from forethought.data.layout import lay_out
-from forethought.data.reading import Staged, header, refuse_twice, require, stage
+from forethought.data.reading import Staged, stage
 from forethought.data.splitting import SPLITS, Split
 from forethought.data.validation import Ids, OnError, canonical
 from forethought.data.workspace import Workspace
@@ -99,7 +100,9 @@ class Interactions:
         form, files = locate(Path(path), format)
         columns = dict(form.columns)
         asked = {"user": user_column, "item": item_column, "time": time_column}
-        columns.update({role: name for role, name in asked.items() if name and (not form.columns or name != _DEFAULTS[role])})
+        columns.update(
+            {role: name for role, name in asked.items() if name and (not form.columns or name != _DEFAULTS[role])}
+        )
         for role, name in (("rating", rating_column), ("action", action_column), ("session", session_column)):
             if name:
                 columns[role] = name
@@ -118,11 +121,10 @@ class Interactions:
             "columns": dict(staged.columns),
             "engine": engine,
         }
-        if items is not None:
-            source = ItemSource(items if isinstance(items, pa.Table) else Path(items), None, {"id": items_id} if items_id else None)
-        else:
-            beside = item_file(form, files[0])
-            source = ItemSource(beside, form.item_table, form.item_columns) if beside else None
+        source = _item_source(items, items_id)
+        beside = item_file(form, files[0]) if source is None else None
+        if beside is not None:
+            source = ItemSource(beside, form.item_table, form.item_columns)
         stem = Path(path).name.removesuffix(".gz")
         return cls(table, workspace, provenance, dropped, source, Path(stem).stem if Path(path).is_file() else stem)
 
@@ -172,10 +174,8 @@ class Interactions:
         checked, dropped = canonical(staged, on_error, ids)
         provenance = {"source": name, "sha256": {}, "reader": type(table).__module__.split(".")[0], "columns": columns}
         engine = table.get_backend().name if isinstance(table, ir.Table) else "duckdb"
-        source = None
-        if items is not None:
-            source = ItemSource(items if isinstance(items, pa.Table) else Path(items), None, {"id": items_id} if items_id else None)
-        return cls(checked, workspace, {**provenance, "engine": engine}, dropped, source, name)
+        provenance["engine"] = engine
+        return cls(checked, workspace, provenance, dropped, _item_source(items, items_id), name)
 
     def __len__(self) -> int:
         return int(self.table.count().to_pyarrow().as_py())
@@ -265,6 +265,14 @@ class Interactions:
         return known
 
 
+def _item_source(items: Any, items_id: str | None) -> ItemSource | None:
+    if items is None:
+        return None
+    return ItemSource(
+        items if isinstance(items, pa.Table) else Path(items), None, {"id": items_id} if items_id else None
+    )
+
+
 def _arrow(table: Any, name: str) -> pa.Table:
     if isinstance(table, pa.Table):
         refuse_twice(name, table.column_names)
@@ -277,7 +285,8 @@ def _arrow(table: Any, name: str) -> pa.Table:
             return pa.Table.from_pandas(table, preserve_index=False)
         return pa.table(table)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"{name} cannot be taken as a table ({str(error).splitlines()[0]}); give each column one type.") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{name} cannot be taken as a table ({reason}); give each column one type.") from error
 
 
 def _sha256(path: Path) -> str:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forethought.data.detection import guess_table
+from forethought.data.files import header, is_python_literal, numbered_lines, refuse_twice
 from forethought.data.formats import Table
-from forethought.data.reading import header, is_python_literal, numbered_lines, refuse_twice
 from forethought.errors import DataError
 
 _GUESSES = {
@@ -78,7 +78,7 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
     if not seen:
         example = ", ".join(str(value) for value in ids[:3].to_pylist())
         raise DataError(
-            f"{source.name}, column {roles['id']!r}: no id there is an item of the log (whose ids look like {example}); "
+            f"{source.name}, column {roles['id']!r}: no id there is an item of the log, whose ids look like {example}; "
             "name the right column with --items-id."
         )
     for role, values in found.items():
@@ -147,10 +147,12 @@ def _roles(source: ItemSource, names: list[str]) -> dict[str, str]:
     for role, guesses in _GUESSES.items():
         wanted = (source.columns or {}).get(role)
         if role not in roles and wanted is None:
-            roles.update({role: guess for guess in reversed(guesses) if guess in names})
+            known = [guess for guess in guesses if guess in names]
+            roles.update({role: known[0]} if known else {})
     if "id" not in roles:
         wanted = (source.columns or {}).get("id", "item")
-        raise DataError(f"{source.name} has no column {wanted!r} for the item id; its columns are {', '.join(names[:20])}.")
+        found = ", ".join(names[:20])
+        raise DataError(f"{source.name} has no column {wanted!r} for the item id; its columns are {found}.")
     return roles
 
 

@@ -21,8 +21,8 @@ class Planted:
     """A first-order chain: the next item is one of the last item's successors, or else drawn by popularity.
 
     Attributes:
-        transition: float64 ``[N, N]``; row i - 1, column j - 1 is the probability that item j follows item i. To rank by
-            a row is Bayes-optimal.
+        transition: float64 ``[N, N]``; row i - 1, column j - 1 is the probability that item j follows item i. To
+            rank by a row is Bayes-optimal.
         popularity: float64 ``[N]``, the Zipf law that the other events (and the first ones) are drawn from.
     """
 
@@ -45,7 +45,8 @@ class Planted:
         share = self.popularity
         for _ in range(200):
             share = share @ self.transition
-        return share / share.sum()
+        normalised: Floats = share / share.sum()
+        return normalised
 
     def best_hit_rate(self, k: int = 10) -> float:
         """HR@k of the Bayes-optimal ranking, in a long sequence, seen items kept."""
@@ -65,9 +66,7 @@ class Planted:
         return assemble(sequences, names, described, split, seed=seed, name="planted", provenance={"source": "planted"})
 
 
-def plant(
-    items: int = 200, successors: int = 5, share: float = 0.6, exponent: float = 0.85, seed: int = 0
-) -> Planted:
+def plant(items: int = 200, successors: int = 5, share: float = 0.6, exponent: float = 0.85, seed: int = 0) -> Planted:
     """Plant a structure.
 
     Args:

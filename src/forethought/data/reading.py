@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import ast
 import csv
-import gzip
 import itertools
 import json
 import re
-import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import duckdb
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from forethought.data.files import (
+    head_lines,
+    header,
+    is_python_literal,
+    numbered_lines,
+    plain,
+    refuse_binary,
+    refuse_twice,
+    require,
+)
 from forethought.data.formats import Table
 from forethought.data.workspace import Workspace
 from forethought.errors import DataError
 
 ROWS_AT_ONCE = 200_000
-_DELIMITERS = ("\t", ",", ";", "|")
 
 
 @dataclass
@@ -53,102 +59,6 @@ class Staged:
             return "an unknown row"
         line = None if self.line is None else self.line(row)
         return f"row {row + 1}" if line is None else f"row {row + 1} (line {line})"
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, unzipped where it is gzip."""
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if zipped else path.open("rb")
-
-
-def plain(path: Path, workspace: Workspace) -> Path:
-    """The file itself, or its unzipped copy in the scratch folder.
-
-    DuckDB reads a cut-off gzip up to the cut without a word; unzipping first checks its length and checksum.
-
-    Raises:
-        DataError: the gzip is truncated or damaged, or the file is binary.
-    """
-    with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            refuse_binary(path)
-            return path
-    target = workspace.folder / f"{len(list(workspace.folder.iterdir()))}-{path.stem}"
-    try:
-        with gzip.open(path) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
-    refuse_binary(target, path)
-    return target
-
-
-def refuse_binary(path: Path, name: Path | None = None) -> None:
-    """Refuse files that are empty or hold zero bytes, which no text format here has."""
-    with path.open("rb") as file:
-        head = file.read(1 << 16)
-    if not head.strip():
-        raise DataError(f"{name or path} is empty; it needs at least one line with an event.")
-    if b"\0" in head:
-        raise DataError(f"{name or path} is a binary file and not Parquet or DuckDB; give a text, Parquet or DuckDB file.")
-
-
-def head_lines(path: Path, count: int, encoding: str = "utf-8") -> list[str]:
-    """The first lines of a file, for looking at; broken bytes become U+FFFD."""
-    try:
-        with open_bytes(path) as file:
-            head = file.read(1 << 20)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
-    return head.decode(encoding, "replace").removeprefix("\ufeff").splitlines()[:count]
-
-
-def find_delimiter(line: str) -> str | None:
-    """The delimiter of a header line: tab, comma, semicolon or bar, whichever comes most often."""
-    best = max(_DELIMITERS, key=line.count)
-    return best if best in line else None
-
-
-def header(path: Path, table: Table) -> tuple[list[str], str]:
-    """Column names and delimiter of a delimited file.
-
-    Raises:
-        DataError: a name stands there twice.
-    """
-    lines = head_lines(path, 1, table.encoding)
-    first = lines[0] if lines else ""
-    delimiter = table.delimiter or find_delimiter(first) or ","
-    if table.names is not None:
-        return list(table.names), delimiter
-    if len(delimiter) > 1 or not table.quoted:
-        names = first.split(delimiter)
-    else:
-        names = next(csv.reader([first], delimiter=delimiter), [])
-    names = [name.split(":")[0] for name in names] if table.typed_header else names
-    refuse_twice(path, names)
-    return names, delimiter
-
-
-def refuse_twice(source: object, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise DataError(f"{source} has the column {name!r} twice; rename one of them.")
-        seen.add(name)
-
-
-def require(source: object, names: Iterable[str], columns: Mapping[str, str]) -> None:
-    """Refuse where a wanted column is absent."""
-    names = list(names)
-    options = {"time": " (or --time-column none to keep the order of the file)"}
-    for role, column in columns.items():
-        if column not in names:
-            found = ", ".join(names[:20]) or "none"
-            raise DataError(
-                f"{source} has no column {column!r} for the {role}; its columns are {found}; "
-                f"name the right one with --{role}-column{options.get(role, '')}."
-            )
 
 
 def stage(
@@ -211,8 +121,8 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
     rejects = ", ignore_errors = true, store_rejects = true" if drop else ""
     scan = (
         f"read_csv(?, auto_detect = false, columns = {{{types}}}, header = {str(table.names is None).lower()}, "
-        f"delim = {_text(delimiter)}, quote = {_text(quote)}, escape = {_text(quote)}, encoding = {_text(table.encoding)}"
-        f"{rejects})"
+        f"delim = {_text(delimiter)}, quote = {_text(quote)}, escape = {_text(quote)}, "
+        f"encoding = {_text(table.encoding)}{rejects})"
     )
     workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM {scan}", [str(file)])
     dropped = {}
@@ -222,12 +132,19 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
 
     def line(row: int) -> int:
         with file.open(encoding=table.encoding, errors="replace", newline="") as text:
-            records = csv.reader(text, delimiter=delimiter[0], quoting=csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE)
+            if not table.quoted:  # a record is a line
+                return next(itertools.islice(filled_lines(text), row + (table.names is None), None))
+            records = csv.reader(text, delimiter=delimiter)
             filled = (record for record in records if record)
             next(itertools.islice(filled, row + (table.names is None), None), None)
             return records.line_num
 
     return _staged(workspace, path, columns, line=line, dropped=dropped)
+
+
+def filled_lines(text: Iterable[str]) -> Iterator[int]:
+    """The numbers, from 1, of lines that are not blank."""
+    return (number for number, line in enumerate(text, 1) if line.strip())
 
 
 def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], drop: bool) -> Staged:
@@ -236,11 +153,13 @@ def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], dr
         return _stage_python(workspace, path, columns, drop)
     file = plain(path, workspace)
     try:
-        keys: list[str] = json.loads(first, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON lines: line 1 is {first[:60]!r}; every line has to be one JSON object.") from error
-    if not first.lstrip().startswith("{"):
-        raise DataError(f"{path} is not JSON lines: line 1 is {first[:60]!r}; every line has to be one JSON object.")
+        keys = json.loads(first, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
+    except (ValueError, RecursionError):
+        keys = None
+    if not isinstance(keys, list) or not first.lstrip().startswith("{"):
+        raise DataError(
+            f"{path} is not JSON lines: it begins with {first[:60]!r}; every line has to be one JSON object."
+        )
     refuse_twice(path, keys)
     require(path, keys, columns)
     types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in dict.fromkeys(columns.values()))
@@ -268,7 +187,7 @@ def _stage_duckdb(workspace: Workspace, path: Path, columns: Mapping[str, str]) 
         tables = workspace.sql("SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = 'source'")
         if len(tables) != 1:
             found = ", ".join(name for _, name in tables) or "none"
-            raise DataError(f"{path} has to hold one table, found {found}; pass the table through Interactions.from_table.")
+            raise DataError(f"{path} has to hold one table, found {found}; pass one through Interactions.from_table.")
         name = ".".join(quoted(part) for part in ("source", *tables[0]))
         described = [row[0] for row in workspace.sql(f"DESCRIBE {name}")]
         require(path, described, columns)
@@ -276,11 +195,6 @@ def _stage_duckdb(workspace: Workspace, path: Path, columns: Mapping[str, str]) 
     finally:
         workspace.sql("DETACH source")
     return _staged(workspace, path, columns)
-
-
-def is_python_literal(line: str) -> bool:
-    """Whether a line is a Python dict, as the older Amazon and Steam files have, and not JSON."""
-    return line.lstrip().startswith(("{'", "{u'", '{u"'))
 
 
 def _stage_python(workspace: Workspace, path: Path, columns: Mapping[str, str], drop: bool) -> Staged:
@@ -298,25 +212,6 @@ def _stage_python(workspace: Workspace, path: Path, columns: Mapping[str, str], 
     first = ast.literal_eval(next(line for _, line in numbered_lines(path)))
     require(path, first, columns)
     return _stage_rows(workspace, path, rows(), [(role, pa.string()) for role in columns], columns, dropped)
-
-
-def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their number from 1.
-
-    Raises:
-        DataError: the gzip is truncated or damaged, or a line is not text.
-    """
-    number = 0
-    try:
-        with open_bytes(path) as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode(encoding)
-                if text.strip():
-                    yield number, text.removeprefix("\ufeff") if number == 1 else text
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number} is not {encoding} text; convert the file to UTF-8.") from error
 
 
 def _stage_lines(workspace: Workspace, paths: list[Path], table: Table, drop: bool) -> Staged:
@@ -349,9 +244,7 @@ def _stage_lines(workspace: Workspace, paths: list[Path], table: Table, drop: bo
                     malformed(path, number, f"has the user {fields[0]!r} and no item")
 
     for path in paths:
-        with open_bytes(path) as file:
-            if b"\0" in file.read(1 << 16):
-                raise DataError(f"{path} is a binary file; give a text, Parquet or DuckDB file.")
+        refuse_binary(path)
     roles = ["user", "item", *(["part"] if table.layout == "preferdiff" else [])]
     columns = {"user": "user", "item": "item"}
     return _stage_rows(workspace, paths[0], rows(), [(role, pa.string()) for role in roles], columns, dropped)
@@ -394,7 +287,9 @@ def _sentence(path: Path, error: duckdb.Error) -> str:
     where = f"{path}, line {line.group(1)}" if line else str(path)
     counts = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", said)
     if counts:
-        return f"{where} has {counts.group(2)} fields where the header has {counts.group(1)}; mend it or use --on-error drop."
-    reason = re.sub(r"^[A-Z][A-Za-z ]+Error: (CSV Error on Line: \d+\s*)?", "", said)
-    reason = next((part.strip() for part in reason.splitlines() if part.strip() and not part.startswith("Original Line")), "?")
-    return f"{where} cannot be read: {reason.rstrip('.')}; mend it or use --on-error drop."
+        expected, got = counts.groups()
+        return f"{where} has {got} fields where the header has {expected}; mend it or use --on-error drop."
+    said = re.sub(r"^[A-Z][A-Za-z ]+Error: (CSV Error on Line: \d+\s*)?", "", said)
+    lines = (part.strip() for part in said.splitlines())
+    reason = next((part for part in lines if part and not part.startswith("Original Line")), type(error).__name__)
+    return f"{where} cannot be read: {reason.rstrip('.:')}; mend it or use --on-error drop."

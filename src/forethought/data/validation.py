@@ -19,7 +19,12 @@ OnError = Literal["fail", "drop"]
 Ids = Literal["auto", "text"]
 Profile = Mapping[str, Any]
 # A number is a time in the unit its size gives away: seconds reach 10^11 in the year 5138, ms reach it in 1973.
-_UNITS = (("seconds", 1e11, 1e3), ("milliseconds", 1e14, 1.0), ("microseconds", 1e17, 1e-3), ("nanoseconds", 1e20, 1e-6))
+_UNITS = (
+    ("seconds", 1e11, 1e3),
+    ("milliseconds", 1e14, 1.0),
+    ("microseconds", 1e17, 1e-3),
+    ("nanoseconds", 1e20, 1e-6),
+)  # name, size where it ends, milliseconds
 _HOLDS = {"rating": "numbers", "time": "Unix numbers, ISO 8601 text or timestamps"}
 _ISO = r"^\d{4}-\d{2}-\d{2}"
 
