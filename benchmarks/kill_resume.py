@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL at random moments, resume it each time, and compare it with a run left alone.
 
-    python benchmarks/kill_resume.py [--kills 10] [--seed 0]
+    python benchmarks/kill_resume.py [--kills 10] [--epochs 40] [--seed 0]
 
 Dropout, the average of the weights, accumulation and checkpoints in the middle of epochs are all on. Exit code 0 and a
 ratio of time where the final weights are the same bit for bit, 1 where they are not.
@@ -25,7 +25,7 @@ from forethought.data.interactions import Interactions
 RECIPE = """\
 model: {type: sasrec, hidden_size: 32, dropout: 0.2, loss: sampled, negatives: 64}
 training:
-  {epochs: 40, batch_size: 32, learning_rate: 1e-3, ema_decay: 0.99, gradient_accumulation_steps: 2,
+  {epochs: EPOCHS, batch_size: 32, learning_rate: 1e-3, ema_decay: 0.99, gradient_accumulation_steps: 2,
    evaluate_every: 7, patience: 0, scheduler: cosine, warmup_steps: 10}
 """
 
@@ -55,13 +55,14 @@ def steps(run: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         Interactions.from_table(log(400, 100, options.seed)).prepare(folder / "data")
-        (folder / "recipe.yaml").write_text(RECIPE)
+        (folder / "recipe.yaml").write_text(RECIPE.replace("EPOCHS", str(options.epochs)))
         whole, killed = folder / "whole", folder / "killed"
 
         began = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 
@@ -38,4 +39,5 @@ def run(options: argparse.Namespace) -> None:
         quiet=options.quiet,
         overrides=overrides,
     )
-    print(trained.path)
+    if os.environ.get("RANK", "0") == "0":  # the last of several processes to end must not be the one that tells
+        print(trained.path)
