@@ -96,6 +96,29 @@ def test_marginal_on_the_point_kernel_is_weighted_cross_entropy() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["pair", "point", "hybrid", "popularity", "random"])
+def test_marginal_integrates_to_cross_entropy(name: str) -> None:
+    """Consistent ratios make the bound tight: over all noise and states it is -ln pi(x_0), whatever the kernel."""
+    kernel = kernels()[name]
+    torch.manual_seed(4)
+    logits = torch.randn(1, N, dtype=torch.float64)
+    x_0 = torch.tensor([3])
+    # the integral over sigma as one over ln sigma, by the trapezoidal rule; states summed out exactly
+    level = torch.linspace(-18, 4, 4001, dtype=torch.float64)
+    sigma, total = level.exp(), torch.zeros(len(level), dtype=torch.float64)
+    alpha = torch.exp(-sigma)
+    column = kernel.column(x_0.expand(len(level)), alpha)
+    pi = torch.nn.functional.pad(logits.softmax(dim=1), (0, kernel.num_states - N))
+    u = kernel.transition(pi.expand(len(level), -1), alpha)
+    for x_t in range(kernel.num_states):
+        state = torch.full((len(level),), x_t)
+        ratios = u.log() - u.gather(1, state[:, None]).log()
+        value = score_entropy_reference(ratios, state, x_0.expand(len(level)), alpha, kernel)
+        total += torch.where(column[:, x_t] > 0, column[:, x_t] * value, 0.0)
+    integral = torch.trapezoid(total * sigma, level)
+    torch.testing.assert_close(integral, -logits.log_softmax(dim=1)[0, 3], rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.integers(0, 2**31), st.floats(1e-4, 0.9999))
 def test_random_distributions(states: int, seed: int, alpha: float) -> None:

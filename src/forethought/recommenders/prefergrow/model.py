@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from forethought.data.dataset import Dataset
+from forethought.errors import RecipeError
 from forethought.nn.encoder import CausalEncoder, last_state
 from forethought.nn.softmax import softmax_cross_entropy
 from forethought.nn.thought import Thought
@@ -37,10 +38,14 @@ class PreferGrowConfig(RecommenderConfig):
         time_grid: draw training times from the T + 1 points the release uses; 0 draws them continuously.
         parametrization: ``score``: the network gives log-ratios (the paper). ``marginal``: it gives the logits of the
             preference, and the ratios at every state and noise level follow exactly from the kernel.
-        loss: ``score_entropy``, or ``bce`` with soft labels (``score`` only).
+        loss: ``score_entropy``; ``bce`` with soft labels (``score`` only); or ``exact`` (``marginal`` only): the score
+            entropy's integral over all states and noise levels, which for consistent ratios is the cross-entropy
+            -ln pi(x_0) whatever the kernel, without the variance of drawing them.
         raw: leave out the weight dsigma/dt.
         ce_weight: of a cross-entropy on the ranking scores, added to the loss; 0 is none.
         encoder: ``paper`` (the release's block) or ``pre`` (a pre-norm transformer).
+        ratio_offset: add to the network's log-ratios those of a user who likes every item alike, known exactly at every
+            state and noise level, so that the network starts at the right scale (``score`` only).
         score_method, head, item_bias, temperature: of the score head; ``temperature`` is for the normalised methods.
         noise_features: what the noise embedding reads.
         nonpreference_user_ratio: how often training swaps the user for the non-preference user.
@@ -61,7 +66,7 @@ class PreferGrowConfig(RecommenderConfig):
     eps: float = 1e-3
     time_grid: int = 0
     parametrization: Literal["score", "marginal"] = "score"
-    loss: Literal["score_entropy", "bce"] = "score_entropy"
+    loss: Literal["score_entropy", "bce", "exact"] = "score_entropy"
     raw: bool = False
     ce_weight: float = 0.0
     hidden_size: int = 64
@@ -72,6 +77,7 @@ class PreferGrowConfig(RecommenderConfig):
     encoder: Literal["paper", "pre"] = "pre"
     max_length: int = 10
     embedding_std: float = 0.05
+    ratio_offset: bool = True
     score_method: Literal["oricos", "diffcos", "diffcosNorm", "oricosNorm1", "oricosNorm2", "untied"] = "oricos"
     head: Literal["additive", "mlp"] = "additive"
     item_bias: bool = True
@@ -107,6 +113,11 @@ class PreferGrow(Recommender):
 
     def __init__(self, config: PreferGrowConfig) -> None:
         super().__init__(config)
+        if (config.loss, config.parametrization) in (("exact", "score"), ("bce", "marginal")):
+            raise RecipeError(
+                f"model.loss {config.loss} does not go with model.parametrization {config.parametrization}: "
+                "exact needs marginal, bce needs score."
+            )
         width, marginal = config.hidden_size, config.parametrization == "marginal"
         self.schedule: NoiseSchedule = (
             Geometric(config.sigma_min, config.sigma_max) if config.schedule == "geometric" else LogLinear(config.eps)
@@ -169,7 +180,20 @@ class PreferGrow(Recommender):
         x_0 = target[supervised] - 1
         swapped = torch.rand(len(user), device=user.device) < config.nonpreference_user_ratio
         user = torch.where(swapped[:, None], self.nonpreference_user.to(user.dtype), user)
+        loss = self._exact_loss(user, x_0) if config.loss == "exact" else self._diffusion_loss(user, x_0)
+        if self.adaptive is not None:
+            # Its own likelihood, and no other gradient: inside the score entropy p would also rescale the loss and
+            # decide which x_t are drawn, which makes that objective ill-posed in p.
+            loss = loss - self.adaptive.log_softmax(0)[x_0].sum()
+        return RecommenderOutput(loss=loss / (len(x_0) if num_targets is None else num_targets))
 
+    def _exact_loss(self, user: Tensor, x_0: Tensor) -> Tensor:
+        vectors = self.head.vectors(self.embedding.weight[1:])[: self.config.num_items]
+        return softmax_cross_entropy(self.head.query(user, None), vectors, x_0, self.head.bias)
+
+    def _diffusion_loss(self, user: Tensor, x_0: Tensor) -> Tensor:
+        """The summed loss of one draw of time and faded state for each target."""
+        config = self.config
         kernel = self.current_kernel()
         t = sample_times(len(x_0), config.time_grid or None, device=x_0.device)
         sigma, alpha = self.schedule.sigma(t), self.schedule.alpha(t)
@@ -181,21 +205,19 @@ class PreferGrow(Recommender):
         vectors, bias = self.head.vectors(self.embedding.weight[1:]), self.head.bias
         if config.parametrization == "marginal":
             loss = fused.marginal_score_entropy(query, vectors[: config.num_items], kernel, noise, bias)
-        elif config.loss == "bce":
-            loss = fused.soft_label_bce(query, vectors, kernel, noise, bias)
         else:
-            loss = fused.score_entropy(query, vectors, kernel, noise, bias)
+            loss_of = fused.soft_label_bce if config.loss == "bce" else fused.score_entropy
+            offset, sides = self._offset(kernel, x_t, alpha)
+            loss = loss_of(
+                torch.cat([query, offset.to(query.dtype)], dim=1), torch.cat([vectors, sides], dim=1), kernel, noise, bias
+            )
         if config.ce_weight:
             n = config.num_items
             ranking = query if config.parametrization == "marginal" else self._ranking_query(user)
             loss = loss + config.ce_weight * softmax_cross_entropy(
                 ranking, vectors[:n], x_0, None if bias is None else bias[:n]
             )
-        if self.adaptive is not None:
-            # Its own likelihood, and no other gradient: inside the score entropy p would also rescale the loss and
-            # decide which x_t are drawn, which makes that objective ill-posed in p.
-            loss = loss - self.adaptive.log_softmax(0)[x_0].sum()
-        return RecommenderOutput(loss=loss / (len(x_0) if num_targets is None else num_targets))
+        return loss
 
     def _query(self, user: Tensor, state: Tensor | None, sigma: Tensor) -> Tensor:
         """The head's query: float ``[B, d]`` from the user, e(x_t) and the noise level ``[B]``."""
@@ -204,6 +226,27 @@ class PreferGrow(Recommender):
         assert state is not None
         parts = torch.cat([state.to(user.dtype), user, self.noise(sigma).to(user.dtype)], dim=-1)
         return self.head.query(parts, state)
+
+    def _offset(self, kernel: FadingKernel, x_t: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-ratios of a user with uniform preference, as two more columns of query and vectors.
+
+        With p uniform over items such a user's law at noise alpha is ``u_y = (alpha + (1 - alpha) gamma) / N`` on each
+        item and ``(1 - alpha)(1 - gamma)`` on d, so the offset takes one value for all items and one for d. Kernels
+        that are not uniform over items use the mean of their p: an offset need not be exact, only near.
+
+        Returns:
+            float ``[B, 2]`` and float ``[M, 2]``, their product being the offset ``[B, M]``; both ``[., 0]`` where
+            there is nothing to add.
+        """
+        n, states = self.config.num_items, self.config.num_states
+        if not self.config.ratio_offset or states == n:
+            return alpha.new_zeros(len(x_t), 0), alpha.new_zeros(states, 0)
+        disliked = (1 - alpha) * kernel.p[n]
+        item = ((1 - disliked) / n).log()
+        disliked = disliked.clamp(min=torch.finfo(alpha.dtype).tiny).log()
+        now = torch.where(x_t == n, disliked, item)
+        is_item = (torch.arange(states, device=x_t.device) < n).to(alpha.dtype)
+        return torch.stack([item - now, disliked - now], dim=1), torch.stack([is_item, 1 - is_item], dim=1)
 
     def neutral_state(self) -> Tensor:
         """e(x_t) for ranking, float ``[d]``: the disliked item's, or the kernel's mean where there is none."""
@@ -264,17 +307,19 @@ class PreferGrow(Recommender):
         """The guided log-ratios of encoded users ``[B, d]``: ``f(x_t int64 [B], sigma [B]) -> [B, M]``."""
         table = self.embedding.weight[1:]
         vectors, bias, empty = self.head.vectors(table), self.head.bias, self.nonpreference_user[None]
+        n, kernel = self.config.num_items, self.current_kernel()
 
         def scores(x_t: Tensor, sigma: Tensor) -> Tensor:
             state = table[x_t]
             conditional = self._query(user, state, sigma)
             nobody = self._query(empty.expand(len(user), -1), state, sigma)
             s = self._guide(conditional, nobody, guidance) @ vectors.T
+            offset, sides = self._offset(kernel, x_t, (-sigma).exp())
+            s = s + offset @ sides.T
             return s if bias is None else s + bias
 
         if self.config.parametrization == "score":
             return scores
-        n, kernel = self.config.num_items, self.current_kernel()
         query = self._guide(self.head.query(user, None), self.head.query(empty, None), guidance)
         pi = (query @ vectors[:n].T + (0 if bias is None else bias)).softmax(dim=1)
         pi = nn.functional.pad(pi, (0, self.config.num_states - n))
