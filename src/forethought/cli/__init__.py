@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"forethought {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    subparsers = parser.add_subparsers(
+        prog="forethought", dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS
+    )
     for name in COMMANDS:
         if find_spec(f"forethought.cli.{name}"):
             import_module(f"forethought.cli.{name}").register(subparsers, common)
