@@ -91,3 +91,10 @@ def coverage(ranks: Ranks, k: int) -> Floats:
     for column in range(2):
         shown[column, ranks.lists[:, column, :k].ravel()] = True
     return np.asarray(shown[:, 1:].mean(axis=1))
+
+
+def title(metric: str) -> str:
+    """The name to print: ``ndcg@10`` is NDCG@10."""
+    name, at, k = metric.partition("@")
+    known = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", "popularity_share": "Popular"}
+    return known.get(name, name.capitalize()) + at + k

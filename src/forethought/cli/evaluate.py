@@ -1,0 +1,96 @@
+"""``forethought evaluate``: honest numbers of a run on a held-out part."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forethought.evaluation.evaluator import Evaluation
+
+
+def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        parents=[common],
+        allow_abbrev=False,
+        help="rank the held-out targets of a run",
+        description="Rank every held-out target among all items, with seen items removed and kept, and print HR, NDCG "
+        "and MRR with 95 % intervals over users, and coverage, novelty and popularity share of the lists. The result "
+        "stays in RUN/evaluation, where 'forethought compare' reads it.",
+    )
+    parser.add_argument("path", metavar="RUN")
+    parser.add_argument("--split", choices=["test", "valid"], default="test", help="default test")
+    parser.add_argument("--seen", choices=["removed", "kept", "both"], default="both", help="which ranking to show")
+    parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; - for standard output, alone")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from forethought.atomic import atomic_file
+    from forethought.recommenders.run import Run
+
+    opened = Run.open(options.path, options.device)
+    with progress_bar(f"evaluating {opened.path.name}", options.quiet) as progress:
+        seed = 0 if options.seed is None else options.seed
+        evaluation = opened.evaluate(options.split, seed=seed, progress=progress)
+    text = json.dumps(evaluation.as_dict(), indent=2, ensure_ascii=False) + "\n"
+    if options.json == "-":
+        sys.stdout.write(text)
+        return
+    if options.json is not None:
+        with atomic_file(Path(options.json)) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+    print_evaluation(evaluation, ["removed", "kept"] if options.seen == "both" else [options.seen])
+
+
+def print_evaluation(evaluation: Evaluation, shown: list[str]) -> None:
+    """A table, a column for each rule of seen items, and what the numbers refer to."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from forethought.evaluation.metrics import title
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for seen in shown:
+        table.add_column(f"seen {seen}", justify="right", no_wrap=True)
+        table.add_column("95 % interval", justify="right", no_wrap=True)
+    for name in evaluation.metrics["seen_removed"]:
+        row = [title(name)]
+        for seen in shown:
+            value = evaluation.metrics[f"seen_{seen}"][name]
+            bounds = evaluation.intervals.get(f"seen_{seen}", {}).get(name)
+            digits = 4 if value < 1 else 2
+            row.append(f"{value:.{digits}f}")
+            row.append("" if bounds is None else f"{bounds[0]:.{digits}f}–{bounds[1]:.{digits}f}")
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    facts = (
+        f"{evaluation.model} on {evaluation.data or 'unnamed data'} · {evaluation.protocol} · {evaluation.split} · "
+        f"{evaluation.users:,} users, {evaluation.num_items:,} items · fingerprint {evaluation.fingerprint[:12]} · "
+        f"{evaluation.unreachable:,} targets stand in their user's history · {evaluation.seconds:.2f} s"
+    )
+    console.print(facts, style="dim", highlight=False, markup=False)
+
+
+@contextmanager
+def progress_bar(label: str, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """Yield a function that takes the number of cases ranked so far and shows it on standard error."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    look = (SpinnerColumn(), TextColumn("{task.description}  {task.completed:,.0f} cases"))
+    with Progress(*look, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done: bar.update(task, completed=done)
