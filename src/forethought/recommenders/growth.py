@@ -17,6 +17,7 @@ from forethought.recommenders.base import newest
 from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.recommenders.run import Run
 
+AT_ONCE = 64  # chains whose laws are held together: 64 x 21 x 12,000 numbers are 64 MB
 SHOWN_HISTORY = 20  # newest items listed beside the picture
 
 
@@ -46,7 +47,7 @@ def grow_user(
     *,
     guidance: Sequence[float] = (0.0, 1.0, 3.0),
     steps: int | None = None,
-    chains: int = 64,
+    chains: int = 256,
     seed: int = 0,
 ) -> Growing:
     """Grow a user's preference from noise, before the test target where the user has one, else after everything.
@@ -78,14 +79,18 @@ def grow_user(
         raise DataError(
             f"User {user!r} did nothing before the item to be found, so there is no preference to grow from."
         )
-    read = newest(torch.from_numpy(history)[None].to(model.device), model.config.max_length).expand(chains, -1)
+    read = newest(torch.from_numpy(history)[None].to(model.device), model.config.max_length)
     laws, levels = [], np.zeros(0)
     for w in guidance:
         draws = torch.Generator(model.device).manual_seed(seed)
-        growth = model.grow(read, steps, w, draws, trace=True)
-        assert growth.distributions is not None
-        laws.append(growth.distributions[..., : model.config.num_items].double().mean(dim=0).cpu().numpy())
-        levels = growth.sigmas[1:].cpu().numpy()
+        total = np.zeros(())
+        for begun in range(0, chains, AT_ONCE):
+            together = read.expand(min(AT_ONCE, chains - begun), -1)
+            growth = model.grow(together, steps, w, draws, trace=True)
+            assert growth.distributions is not None
+            law = growth.distributions[..., : model.config.num_items].sum(dim=0)
+            total, levels = total + law.double().cpu().numpy(), growth.sigmas[1:].cpu().numpy()
+        laws.append(total / chains)
     return Growing(tuple(guidance), levels, np.stack(laws), history, target)
 
 

@@ -1,0 +1,186 @@
+"""Each command does what it says, from a CSV file to recommendations."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from forethought import Run, cli
+from forethought.errors import ArtefactError, DataError
+from tests.cli.conftest import Command
+
+Printed = pytest.CaptureFixture[str]
+
+
+def test_train_writes_the_run_folder(trained: Path, data: Path):
+    info = json.loads((trained / "run.json").read_text())
+    assert info["format"] == "forethought.run"
+    assert (info["status"], info["model"], info["seed"], info["steps"]) == ("finished", "sasrec", 0, 80)
+    assert info["data"]["path"] == str(data)
+    assert info["parameters"] > 0
+    assert info["seconds"] > 0
+    recipe = yaml.safe_load((trained / "recipe.yaml").read_text())
+    assert recipe["training"]["learning_rate"] == 0.01
+    assert recipe["training"]["precision"] == "fp32"  # defaults are written out
+    events = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert events[-1]["step"] == 80
+    curve = [event["valid/ndcg@10"] for event in events if "valid/ndcg@10" in event]
+    evaluation = json.loads((trained / "evaluation" / "valid.json").read_text())
+    assert max(curve) == pytest.approx(evaluation["metrics"]["seen_removed"]["ndcg@10"])
+    assert not (trained / "evaluation" / "test.json").exists()  # the test part is for evaluate alone
+    assert not list(trained.rglob("*.bin"))  # no pickle among what is shared
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_others(
+    trained: Path, recipe: Path, data: Path, tmp_path: Path
+):
+    words = ["train", str(recipe), "--data.path", str(data), "--quiet", "--device", "cpu", "--threads", "1"]
+    for seed in (0, 1):
+        assert cli.main([*words, "--out", str(tmp_path / str(seed)), "--seed", str(seed)]) == 0
+    weights = [
+        (folder / "model/model.safetensors").read_bytes() for folder in (trained, tmp_path / "0", tmp_path / "1")
+    ]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_recommend_after_a_history(trained: Path, capsys: Printed):
+    """After song 7 comes 8, 9 or 10, all equally likely."""
+    assert cli.main(["recommend", str(trained), "--history", "song-5, song-7", "-k", "4", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)
+    assert {item["id"] for item in best[:3]} == {"song-8", "song-9", "song-10"}
+    assert [item["score"] for item in best] == sorted((item["score"] for item in best), reverse=True)
+    assert len(best) == 4
+    assert cli.main(["recommend", str(trained), "--history", "song-5, song-7", "-k", "4"]) == 0
+    table = capsys.readouterr().out
+    assert [line.split()[1] for line in table.splitlines()[1:]] == [item["id"] for item in best]
+
+
+def test_seen_items_are_left_out_unless_asked_for(trained: Path, capsys: Printed):
+    words = ["recommend", str(trained), "--history", "song-8,song-9,song-5,song-7", "-k", "30", "--json"]
+    assert cli.main(words) == 0
+    fresh = {item["id"] for item in json.loads(capsys.readouterr().out)}
+    assert len(fresh) == 26
+    assert not fresh & {"song-8", "song-9", "song-5", "song-7"}
+    assert cli.main([*words, "--include-seen"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 30
+
+
+def test_a_user_is_that_users_history(trained: Path, log: Path, capsys: Printed):
+    with log.open() as file:
+        history = [row["item"] for row in csv.DictReader(file) if row["user"] == "ann 17"]
+    assert cli.main(["recommend", str(trained), "--user", "ann 17", "--json"]) == 0
+    by_user = json.loads(capsys.readouterr().out)
+    assert cli.main(["recommend", str(trained), "--history", ",".join(history), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == by_user
+
+
+def test_a_model_folder_alone_is_enough(trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "model", tmp_path / "moved")
+    alone, whole = Run.open(tmp_path / "moved"), Run.open(trained)
+    assert alone.recommend(["song-3"], 5) == whole.recommend(["song-3"], 5)
+    with pytest.raises(DataError, match="does not say which data"):
+        _ = alone.dataset
+
+
+def test_resume_of_a_finished_run_changes_nothing(trained: Path, recipe: Path, data: Path, capsys: Printed):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    words = ["train", str(recipe), "--data.path", str(data), "--out", str(trained), "--resume"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == f"{trained}\n"
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+    assert cli.main([*words, "--training.epochs", "30"]) == 2
+    assert f"{trained} was begun with training.epochs 20, not 30" in capsys.readouterr().err
+
+
+def test_damage_is_refused_with_a_sentence(trained: Path, tmp_path: Path):
+    damages = {
+        "run.json": (b"{", "run.json is damaged"),
+        "recipe.yaml": (b"model: {type: [", "not valid YAML"),
+        "model/model.safetensors": (b"\0" * 100, "model.safetensors is not what was written"),
+        "model/config.json": (b"{}", "config.json is not what was written"),
+        "model/items.parquet": (b"PAR1", "items.parquet is not what was written"),
+        "model/files.json": (b"", "files.json cannot be read"),
+    }
+    for number, (name, (content, message)) in enumerate(damages.items()):
+        broken = tmp_path / str(number)
+        shutil.copytree(trained, broken)
+        (broken / name).write_bytes(content)
+        with pytest.raises(Exception, match=message) as caught:
+            Run.open(broken)
+        assert caught.type.__mro__[1].__name__ == "ForethoughtError", caught.type
+    (tmp_path / "0" / "run.json").write_text((trained / "run.json").read_text().replace("finished", "running", 1))
+    shutil.rmtree(tmp_path / "0" / "model")
+    with pytest.raises(ArtefactError, match="is not finished"):
+        Run.open(tmp_path / "0")
+
+
+def test_data_prepared_anew_is_noticed(trained: Path, log: Path, forethought: Command, tmp_path: Path):
+    moved = tmp_path / "run"
+    shutil.copytree(trained, moved)
+    other = tmp_path / "data"
+    assert forethought("data", "prepare", log, "--out", other, "--min-length", 6, "--quiet").returncode == 0
+    info = json.loads((moved / "run.json").read_text())
+    info["data"]["path"] = str(other)
+    (moved / "run.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match="was prepared anew since"):
+        _ = Run.open(moved).dataset
+    info["data"]["path"] = str(tmp_path / "gone")
+    (moved / "run.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match="is no prepared data folder"):
+        _ = Run.open(moved).dataset
+
+
+def test_overrides_stand_anywhere_and_with_an_equals_sign(recipe: Path, data: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    words = ["train", "--model.hidden_size", "8", "--training.epochs=1", str(recipe), "--data.path", str(data)]
+    assert cli.main([*words, "--out", str(out), "--quiet", "--device", "cpu", "--name", "tiny"]) == 0
+    saved = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert (saved["name"], saved["model"]["hidden_size"], saved["training"]["epochs"]) == ("tiny", 8, 1)
+
+
+def test_a_baseline_without_parameters_goes_the_same_way(data: Path, tmp_path: Path, capsys: Printed):
+    out = tmp_path / "run"
+    assert cli.main(["train", "markov", "--data.path", str(data), "--out", str(out), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert json.loads((out / "run.json").read_text())["parameters"] == 0
+    assert {item.id for item in Run.open(out).recommend(["song-7"], 3)} == {"song-8", "song-9", "song-10"}
+
+
+@pytest.mark.slow
+def test_tune_goes_on_where_it_was_and_keeps_the_best(recipe: Path, data: Path, tmp_path: Path, capsys: Printed):
+    out = tmp_path / "search"
+    words = ["tune", str(recipe), "--data.path", str(data), "--out", str(out), "--quiet", "--device", "cpu"]
+    words += ["--training.epochs", "8", "--search", "training.learning_rate=1e-4..3e-2:log", "model.hidden_size=8,16"]
+    assert cli.main([*words, "--trials", "2"]) == 0
+    assert cli.main([*words, "--trials", "4"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == str(out / "recipe.yaml")
+    scores = {}
+    for folder in sorted(out.glob("trial-*")):
+        metrics = json.loads((folder / "evaluation" / "valid.json").read_text())["metrics"]
+        scores[metrics["seen_removed"]["ndcg@10"]] = yaml.safe_load((folder / "recipe.yaml").read_text())
+        assert not (folder / "evaluation" / "test.json").exists()
+    assert len(scores) == 4
+    best = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert {**best, "name": ""} == {**scores[max(scores)], "name": ""}
+    assert cli.main([*words, "--trials", "4", "--search", "model.dropout=0..1"]) == 2
+    assert "holds a search over other keys" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_grow_draws_a_picture_and_a_page_with_titles(data: Path, tmp_path: Path, capsys: Printed):
+    (tmp_path / "grow.yaml").write_text("model: {type: prefergrow, hidden_size: 16}\ntraining: {epochs: 2}")
+    run = tmp_path / "run"
+    words = ["train", str(tmp_path / "grow.yaml"), "--data.path", str(data), "--out", str(run), "--quiet"]
+    assert cli.main([*words, "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert cli.main(["grow", str(run), "--user", "ann 17", "--steps", "5", "--chains", "70"]) == 0
+    png, page = map(Path, capsys.readouterr().out.split())
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "How the preference of user ann 17 grows" in page.read_text()
+    assert "song-" in page.read_text()

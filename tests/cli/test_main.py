@@ -1,0 +1,127 @@
+"""The command line as a whole: the guide, exit codes, flags on either side, one line for every error."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import forethought as package
+from forethought import cli
+from tests.cli.conftest import Command
+
+
+def test_the_guide_names_every_command(forethought: Command):
+    result = forethought("--help")
+    assert result.returncode == 0
+    for name in cli.COMMANDS:
+        assert re.search(rf"^  {name}\b", result.stdout, re.MULTILINE), name
+    tour = [line for line in result.stdout.splitlines() if line.startswith("  forethought ")]
+    assert len(tour) == 5
+    assert len(max(result.stdout.splitlines(), key=len)) <= 120
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_takes_the_four_flags(name: str, capsys: pytest.CaptureFixture[str]):
+    words = [name, "prepare", "--help"] if name == "data" else [name, "--help"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    for flag in ("--seed", "--device", "--threads", "--quiet"):
+        assert flag in told
+
+
+def test_help_and_version_load_nothing_heavy():
+    program = (
+        "import sys, contextlib\n"
+        "from forethought.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "print(sorted({'torch', 'transformers', 'matplotlib', 'duckdb', 'optuna'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr
+
+
+def test_version(forethought: Command):
+    assert forethought("--version").stdout == f"forethought {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "the following arguments are required: RECIPE"),
+        (["train", "r.yaml", "--learning_rate", "3"], "unrecognized arguments: --learning_rate 3"),
+        (["train", "r.yaml", "--training.epochs"], "--training.epochs needs a value"),
+        (["recommend", "run"], "one of the arguments --history --user is required"),
+        (["recommend", "run", "--user", "u", "--model.gamma", "3"], "unrecognized arguments: --model.gamma"),
+        (["train", "r.yaml", "--threads", "0"], "argument --threads: 0 is not at least 1"),
+        (["train", "r.yaml", "--seed", "-1"], "argument --seed: -1 is not between 0 and"),
+    ],
+)  # fmt: skip
+def test_usage_errors_exit_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "no/such"], "There is no recipe file 'no/such'"),
+        (["train", "{recipe}"], "names no data; give --data.path FOLDER"),
+        (["train", "{recipe}", "--data.path", "{tmp}/none"], "is no prepared data folder"),
+        (["train", "{recipe}", "--data.path", "{data}", "--model.type", "x"], "model.type is 'x'; choose one of"),
+        (["train", "{recipe}", "--model.hidden", "3"], "there is no key model.hidden; did you mean model.hidden_size?"),
+        (["train", "{recipe}", "--data.path", "{data}", "--device", "cuda:7"], "no device 'cuda:7' on this machine"),
+        (["train", "{recipe}", "--data.path", "{data}", "--device", "toaster"], "no device 'toaster' on this machine"),
+        (["train", "{recipe}", "--data.path", "{data}", "--out", "{data}"], "exists already; go on with it"),
+        (["train", "{recipe}", "--data.path", "{data}", "--resume"], "Name its folder with --out RUN"),
+        (["recommend", "{tmp}/none", "--user", "u"], "is no run folder"),
+        (["recommend", "{run}", "--user", "nobody"], "User 'nobody' is not in"),
+        (["recommend", "{run}", "--history", "song-1,tune-2"], "Item 'tune-2' is not in the catalogue of 30 items"),
+        (["recommend", "{run}", "--history", " , "], "The history is empty"),
+        (["recommend", "{run}", "--history", "song-1", "-k", "0"], "ask for at least one"),
+        (["recommend", "{run}/model", "--user", "u"], "open the run folder"),
+        (["grow", "{run}", "--user", "ann 3"], "holds a SASRec, which does not grow"),
+        (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.dropout=3"], "is no range; write model"),
+        (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.drop=1..2"], "no key model.drop;"),
+        (["tune", "{recipe}", "--data.path", "{data}", "--trials", "0"], "0 trials find nothing"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_and_exit_with_2(
+    words: list[str], message: str, tmp_path: Path, trained: Path, recipe: Path, data: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    places = {"tmp": tmp_path, "run": trained, "recipe": recipe, "data": data}
+    assert cli.main([word.format(**places) for word in words]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("forethought: error: ")
+    assert message in told.err
+    assert told.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_flags_stand_before_or_after_the_command(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["recommend", str(trained), "--history", "song-1", "--json"]
+    assert cli.main(["--device", "cpu", "--quiet", *words]) == 0
+    first = capsys.readouterr().out
+    assert cli.main([*words, "--device", "cpu", "--quiet", "--threads", "1"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_nobody_reading_on_is_no_error(trained: Path):
+    command = f"{sys.executable} -m forethought recommend {trained} --history song-1 | true"
+    result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert result.stderr == ""
