@@ -7,7 +7,7 @@ import itertools
 import ir_measures
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forethought.evaluation.metrics import accuracy, coverage, list_values, mean_metrics
@@ -21,6 +21,7 @@ def made(greater, ties, num_items):
     return Ranks(both(greater), both(ties), num_items)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.data(), st.sampled_from([1, 2, 3, 5, 10]))
 def test_ties_are_the_mean_over_every_order(levels, data, k):
     target = data.draw(st.integers(0, len(levels) - 1))

@@ -56,7 +56,7 @@ def _figure(width: float, height: float, columns: int = 1, **options: Any) -> It
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, list(figure.subplots(1, columns, squeeze=False, **options)[0])
-        figure.canvas.draw()  # lay out while the style holds
+        figure.draw_without_rendering()  # ticks are made on drawing, while the style holds
 
 
 def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
@@ -211,9 +211,12 @@ def draw_growing(
         )
     wanted = -1 if target is None else list(titles).index(target)
     shown = _grown(probabilities, wanted, top)
-    columns = len(guidance)
-    rows = -(-(len(shown) + (wanted >= 0)) // 3)
-    with _figure(max(8.4, 2.9 * columns), 3.5 + 0.24 * rows, columns, sharey=True) as (figure, panels):
+    # no floor far below what matters: an item may have a probability of zero
+    drawn = [*shown, *([wanted] if wanted >= 0 else [])]
+    floor = max(float(probabilities[:, :, drawn].min()), 0.02 / len(titles))
+    width = max(8.4, 2.9 * len(guidance))
+    rows = -(-(len(shown) + 1) // _fitting([_cut(titles[item]) for item in shown], width))
+    with _figure(width, 3.5 + 0.24 * rows, len(guidance), sharey=True) as (figure, panels):
         steps = np.arange(len(levels))
         for axes, w, chance in zip(panels, guidance, probabilities, strict=True):
             for number, item in enumerate(shown):
@@ -222,7 +225,8 @@ def draw_growing(
                 axes.plot(
                     steps, chance[:, wanted], color=INK, linewidth=2.8, label=f"came next: {_cut(titles[wanted])}"
                 )
-                axes.plot(steps[-1], chance[-1, wanted], "o", color=INK, markersize=7, clip_on=False)
+                end = max(chance[-1, wanted], floor)
+                axes.plot(steps[-1], end, "o", color=INK, markersize=7, clip_on=False)
                 place = int((chance[-1] > chance[-1, wanted]).sum()) + 1
                 axes.set_title(f"rank {place:,}", loc="right", fontweight="normal", color=MUTED)
             axes.axhline(1 / len(titles), color=MUTED, linewidth=1, linestyle=":")
@@ -233,10 +237,9 @@ def draw_growing(
             chosen = np.unique(np.linspace(0, len(levels) - 1, min(len(levels), 4)).round().astype(int))
             axes.set_xticks(chosen, [f"{step}\nσ {levels[step]:.2g}" for step in chosen])
             axes.set_xlabel("growing step, noise left")
-        # no floor far below what matters: an item may start at a probability of zero
-        panels[0].set_ylim(bottom=max(probabilities[:, :, shown].min(), 0.02 / len(titles)), top=1.5)
+        panels[0].set_ylim(floor, 1.5)
         panels[0].set_ylabel("probability (dotted: all items equal)")
-        _legend(figure, panels[0], columns=3)
+        _legend(figure, panels[0])
     return figure
 
 
@@ -283,12 +286,16 @@ def _label(comparison: Comparison) -> str:
     )
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 6) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        fitting = max(1, int(12.5 * figure.get_figwidth() / (max(map(len, labels)) + 7)))
-        columns = min(columns, fitting, len(handles))
+        columns = _fitting(labels, figure.get_figwidth())
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, labelcolor=INK)
+
+
+def _fitting(labels: Sequence[str], width: float) -> int:
+    """Columns of a legend, judged by its longest label; ``width`` in inches."""
+    return max(1, min(len(labels), int(12.5 * width / (max(map(len, labels), default=0) + 7))))
 
 
 def _short(value: float, _: Any = None) -> str:

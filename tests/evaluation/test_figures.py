@@ -1,0 +1,75 @@
+"""A growing preference is drawn with titles, and whatever is drawn needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from forethought.evaluation.figures import draw_growing, to_svg
+from forethought.evaluation.report import write_growing
+
+TITLES = [f"Title {i} ($5 & <more>)" for i in range(30)]
+
+
+def growing(guidance=(0.0, 1.0, 2.0), steps=6):
+    random = np.random.default_rng(0)
+    ends = random.dirichlet(np.ones(30), size=len(guidance))
+    share = np.linspace(0, 1, steps)[None, :, None]
+    return np.linspace(5, 0, steps), share * ends[:, None] + (1 - share) / 30
+
+
+def lines_of(axes):
+    return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def test_the_highest_items_and_the_target_are_drawn_for_each_w():
+    levels, chances = growing()
+    target = int(np.argsort(chances[-1, -1])[5])  # none of the highest
+    figure = draw_growing([0, 1, 2], levels, chances, TITLES, TITLES[target], top=4)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["w = 0", "w = 1", "w = 2"]
+    for number, axes in enumerate(figure.axes):
+        lines = lines_of(axes)
+        for item in np.argsort(-chances[-1, -1])[:4]:
+            np.testing.assert_allclose(lines[TITLES[item]].get_ydata(), chances[number, :, item])
+        np.testing.assert_allclose(lines[f"came next: {TITLES[target]}"].get_ydata(), chances[number, :, target])
+        place = 1 + int((chances[number, -1] > chances[number, -1, target]).sum())
+        assert axes.get_title(loc="right") == f"rank {place}"
+
+
+def test_a_target_among_the_highest_is_drawn_once_and_none_is_needed():
+    levels, chances = growing()
+    best = TITLES[int(np.argmax(chances[-1, -1]))]
+    assert best not in lines_of(draw_growing([0, 1, 2], levels, chances, TITLES, best).axes[0])
+    assert not any("came next" in label for label in lines_of(draw_growing([0, 1, 2], levels, chances, TITLES).axes[0]))
+
+
+def test_one_w_one_step_and_a_zero_probability_are_drawn():
+    chances = np.full((1, 1, 30), 1 / 29)
+    chances[0, 0, 3] = 0.0
+    assert "<path" in to_svg(draw_growing([2.0], [1.0], chances, TITLES, TITLES[3]), "one step")
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    levels, chances = growing()
+    with pytest.raises(ValueError, match="2 w, 6 levels, 30 titles"):
+        draw_growing([0, 1], levels, chances, TITLES)
+
+
+def test_the_page_and_the_picture(tmp_path):
+    levels, chances = growing()
+    history = ["An <old> film", "A newer one"]
+    png, page = write_growing(
+        tmp_path / "grow", [0, 1, 2], levels, chances, TITLES, TITLES[7], history=history, facts=[("user", "ann & bob")]
+    )
+    picture = imread(png)
+    assert picture.shape[0] > 400
+    assert picture[..., :3].std() > 0.02  # something is drawn
+    source = page.read_text()
+    assert "An &lt;old&gt; film" in source
+    assert "ann &amp; bob" in source
+    assert "came next: Title 7 ($5 &amp; &lt;more&gt;)" in source
+    assert not re.search(r"https?:|//\w+\.\w|url\((?!#)|\bitem \d", source)
+    assert "var(--ink)" in source
