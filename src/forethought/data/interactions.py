@@ -94,8 +94,9 @@ class Interactions:
         Raises:
             DataError: what is wrong, in which file, row and column.
         """
-        if isinstance(path, str) and path.startswith("bundled:"):
-            folder = bundled_path(path.removeprefix("bundled:"))
+        given = str(path)
+        if given.startswith("bundled:"):
+            folder = bundled_path(given.removeprefix("bundled:"))
             path, items, rating_column = folder / "interactions.parquet", items or folder / "movies.parquet", "rating"
         form, files = locate(Path(path), format)
         columns = dict(form.columns)
@@ -115,7 +116,7 @@ class Interactions:
         staged = stage(workspace, files, form.table, columns, drop=on_error == "drop")
         table, dropped = canonical(staged, on_error, "text" if form.text_ids else ids)
         provenance = {
-            "source": str(path),
+            "source": given,
             "sha256": {file.name: _sha256(file) for file in files},
             "reader": form.name,
             "columns": dict(staged.columns),
@@ -125,8 +126,8 @@ class Interactions:
         beside = item_file(form, files[0]) if source is None else None
         if beside is not None:
             source = ItemSource(beside, form.item_table, form.item_columns)
-        stem = Path(path).name.removesuffix(".gz")
-        return cls(table, workspace, provenance, dropped, source, Path(stem).stem if Path(path).is_file() else stem)
+        stem = Path(given.removeprefix("bundled:")).name.removesuffix(".gz")
+        return cls(table, workspace, provenance, dropped, source, Path(stem).stem if Path(given).is_file() else stem)
 
     @classmethod
     def from_table(
