@@ -52,5 +52,5 @@ def run(options: argparse.Namespace) -> None:
     if options.json is not None:
         with atomic_file(Path(options.json)) as scratch:
             scratch.write_text(text, encoding="utf-8")
-    print_leaderboard(comparison)
     print(f"Report: {page}")
+    print_leaderboard(comparison)
