@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 
 from forethought import __version__
 from forethought.errors import ForethoughtError
@@ -98,8 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="forethought", dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS
     )
     for name in COMMANDS:
-        if find_spec(f"forethought.cli.{name}"):
-            import_module(f"forethought.cli.{name}").register(subparsers, common)
+        import_module(f"forethought.cli.{name}").register(subparsers, common)
     return parser
 
 

@@ -6,12 +6,9 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,8 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from forethought import __version__
-from forethought.atomic import atomic_file, atomic_folder
+from forethought.atomic import atomic_folder
 from forethought.data.catalog import Catalog
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError, RecipeError
@@ -30,12 +26,18 @@ from forethought.evaluation.evaluator import Evaluation, evaluate
 from forethought.recipes import recipe_path
 from forethought.recommenders import MODELS, model_class
 from forethought.recommenders.base import Recommender
+from forethought.recommenders.record import (
+    check_same,
+    is_main_process,
+    new_record,
+    now,
+    read_record,
+    run_folder,
+    write_record,
+)
 from forethought.training.checkpoints import seal, verify
 from forethought.training.recipe import Recipe
 from forethought.training.trainer import Trainer, find_device
-
-FORMAT = "forethought.run"
-VERSION = 1
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -78,7 +80,7 @@ class Run:
         path = Path(path)
         if (path / "config.json").is_file():
             return cls(path, *_open_model(path, device), None, {})
-        info = _read_info(path)
+        info = read_record(path)
         if not (path / "model" / "config.json").is_file():
             raise ArtefactError(
                 f"{path} is not finished (it is {info['status']}); go on with "
@@ -187,43 +189,41 @@ def train(
     recipe = dataclasses.replace(recipe, data=data)
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = find_device(device)
-    folder = _run_folder(recipe, out, resume)
+    record = new_record(recipe, dataset, find_device(device))
+    folder = run_folder(recipe, out, resume)
     if resume and (folder / "run.json").is_file():
-        before = _read_info(folder)
-        _check_same(folder, recipe, dataset, before)
+        before = read_record(folder)
+        check_same(folder, Recipe.load(folder / "recipe.yaml", _config_class), recipe, dataset, before)
         if before["status"] == "finished":
             return Run.open(folder, device)
-    main = int(os.environ.get("RANK", "0")) == 0
-    info = _new_info(recipe, dataset, chosen)
+        record["started"] = before["started"]
+    began = time.monotonic()
+    model = build(recipe, dataset)
+    record["seconds"] = round(time.monotonic() - began, 3)  # counting is all the training some models have
+    record["parameters"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    main = is_main_process()
     if main:
         recipe.save(folder / "recipe.yaml")
-        _write_info(folder, info)
-    model = build(recipe, dataset)
-    info["parameters"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    started = time.monotonic()
+        write_record(folder, record)
     try:
-        if info["parameters"]:
+        if record["parameters"]:
             trainer = Trainer(model, dataset, recipe, folder, device=device, quiet=quiet)
             trainer.fit(resume)
-            info["steps"] = trainer.state.global_step
-            info["best_step"] = trainer.state.best_global_step
-            info["processes"] = trainer.args.world_size
+            record |= {"processes": trainer.args.world_size, "seconds": record["seconds"] + trainer.seconds}
+            record |= {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step}
         model.eval()
         if main:
             if len(dataset.targets("valid")):
                 evaluate(model, dataset, "valid").save(folder / "evaluation")
             save_model(model, dataset.catalog, folder / "model")
-            finished = _now()
-            info |= {"status": "finished", "finished": finished, "seconds": round(time.monotonic() - started, 3)}
-            _write_info(folder, info)
+            write_record(folder, record | {"status": "finished", "finished": now()})
     except BaseException as error:
         if main:
-            info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(ArtefactError):  # the disk may be what failed
-                _write_info(folder, info)
+                write_record(folder, record)
         raise
-    return Run(folder, model, dataset.catalog, recipe, info)
+    return Run(folder, model, dataset.catalog, recipe, record)
 
 
 def read_recipe(
@@ -242,11 +242,18 @@ def read_recipe(
 
 
 def build(recipe: Recipe, dataset: Dataset) -> Recommender:
-    """The untrained model of a recipe, having observed the training part; its weights depend on ``recipe.seed``."""
+    """The untrained model of a recipe, having observed the training part; its weights depend on ``recipe.seed``.
+
+    Raises:
+        RecipeError: its sizes do not fit together.
+    """
     torch.manual_seed(recipe.seed)
     settings = {key: value for key, value in recipe.model.items() if key != "type"}
     kind = model_class(recipe.model["type"])
-    model = kind(kind.config_class(num_items=dataset.num_items, **settings))
+    try:
+        model = kind(kind.config_class(num_items=dataset.num_items, **settings))
+    except (ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+        raise RecipeError(f"The model section of recipe {recipe.name} does not make a model: {error}.") from error
     model.observe(dataset)
     return model
 
@@ -285,90 +292,3 @@ def _open_model(folder: Path, device: str | None) -> tuple[Recommender, Catalog]
 
 def _config_class(kind: str) -> type[transformers.PreTrainedConfig]:
     return model_class(kind).config_class
-
-
-def _run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> Path:
-    if out is None:
-        if resume:
-            raise ArtefactError("Which run is to go on? Name its folder with --out RUN.")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ArtefactError("Several processes train together; name one run folder for them with --out RUN.")
-        stem = Path("runs") / f"{recipe.name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
-        names = (stem if number == 1 else Path(f"{stem}-{number}") for number in range(1, sys.maxsize))
-        return next(name for name in names if not name.exists())
-    folder = Path(out)
-    main = int(os.environ.get("RANK", "0")) == 0
-    if not resume and main and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtefactError(f"{folder} exists already; go on with it by --resume, or choose another --out.")
-    return folder
-
-
-def _check_same(folder: Path, recipe: Recipe, dataset: Dataset, before: Mapping[str, Any]) -> None:
-    """A run goes on only with the recipe and the data it began with."""
-    old, new = (_flat(each.to_dict()) for each in (Recipe.load(folder / "recipe.yaml", _config_class), recipe))
-    for key in [key for key in {**old, **new} if key != "data.path"]:
-        if old.get(key) != new.get(key):
-            raise RecipeError(
-                f"{folder} was begun with {key} {old.get(key)!r}, not {new.get(key)!r}; "
-                "resume it unchanged or choose another --out."
-            )
-    if before["data"]["fingerprint"] != dataset.fingerprint:
-        raise DataError(f"{recipe.data.path} is not the data {folder} was begun with; train on it in another --out.")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _new_info(recipe: Recipe, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "name": recipe.name,
-        "model": recipe.model["type"],
-        "data": {"path": recipe.data.path, "fingerprint": dataset.fingerprint, "protocol": dataset.protocol},
-        "seed": recipe.seed,
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "forethought": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "command": sys.argv,
-        "started": _now(),
-        "status": "running",
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
-    with atomic_file(folder / "run.json") as scratch:
-        scratch.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_info(folder: Path) -> dict[str, Any]:
-    file = folder / "run.json"
-    if not file.is_file():
-        raise ArtefactError(
-            f"{folder} is no run folder (no run.json); make one with 'forethought train RECIPE --out {folder}'."
-        )
-    try:
-        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if info["format"] != FORMAT or info["version"] != VERSION:
-            raise ArtefactError(
-                f"{file} is {info['format']} version {info['version']}; this forethought reads {FORMAT} {VERSION}."
-            )
-        _ = info["data"]["path"], info["data"]["fingerprint"], info["status"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ArtefactError):
-            raise
-        raise ArtefactError(f"{file} is damaged ({type(error).__name__}: {error}); train again.") from error
-    return info

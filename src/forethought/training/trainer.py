@@ -27,6 +27,7 @@ from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import rank_targets
 from forethought.training.checkpoints import checkpoint_path, checkpoints, publish, seal, verify
 from forethought.training.ema import AverageWeights, ExponentialMovingAverage
+from forethought.training.memory import keep_freed_memory
 from forethought.training.progress import JsonLines, ProgressBar
 from forethought.training.recipe import Recipe
 
@@ -113,6 +114,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
                 verify(checkpoint)
             except ArtefactError as error:
                 raise ArtefactError(f"{error} Remove that folder to go on from an earlier checkpoint.") from error
+        keep_freed_memory()
         # different noise in each process; on resume the states in the checkpoint replace it
         torch.manual_seed(self.recipe.seed + self.args.process_index)
         self._began = time.monotonic()
@@ -124,6 +126,11 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
             if self.progress is not None:
                 self.progress.close()
         self._take_best()
+
+    @property
+    def seconds(self) -> float:
+        """Spent training and validating so far, in all processes that this run took one after the other."""
+        return round(self._seconds_before + time.monotonic() - self._began, 3)
 
     # -- batches and loss
 
@@ -213,7 +220,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
                 f"Training diverged: the loss is {loss} at step {self.state.global_step}; "
                 "lower training.learning_rate or training.max_grad_norm, or use --training.precision fp32."
             )
-        logs["seconds"] = round(self._seconds_before + time.monotonic() - self._began, 3)
+        logs["seconds"] = self.seconds
         super().log(logs, start_time)
 
     # -- checkpoints

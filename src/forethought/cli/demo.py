@@ -1,0 +1,64 @@
+"""``forethought demo``: the other commands, one after the other, on bundled films."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+LOG = "bundled:movielens-latest-small"
+USER = "42"
+MODELS = {
+    "popularity": "popularity",
+    "markov": "markov",
+    "knn": "knn",
+    "sasrec": "sasrec/default",
+    "prefergrow": "prefergrow/default",
+}
+
+
+def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        parents=[common],
+        allow_abbrev=False,
+        help="prepare, train, evaluate, compare and report on bundled MovieLens",
+        description="Prepare the bundled MovieLens-latest-small, train PreferGrow beside SASRec, kNN, Markov and "
+        "popularity, recommend for one user, draw how that user's preference grows, and compare all on the test part. "
+        "Every command is shown before it runs. The leaderboard comes last.",
+    )
+    parser.add_argument("--out", metavar="DIR", help="a new folder for everything; by default one under runs/")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from forethought.cli import main
+
+    started = time.monotonic()
+    folder = Path(options.out or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}")
+    common = [] if options.seed is None else ["--seed", str(options.seed)]
+    common += [] if options.device is None else ["--device", options.device]
+    common += [] if options.threads is None else ["--threads", str(options.threads)]
+    common += ["--quiet"] * options.quiet
+    for words in commands(folder):
+        print(f"\n$ {shlex.join(['forethought', *words])}", flush=True)
+        code = main([*words, *common])
+        if code:
+            return code
+    print(f"Everything is in {folder}; made in {time.monotonic() - started:.0f} s.")
+    return 0
+
+
+def commands(folder: Path) -> list[list[str]]:
+    """What the demo runs, as words after ``forethought``."""
+    data, runs = str(folder / "data"), {name: str(folder / name) for name in MODELS}
+    return [
+        ["data", "prepare", LOG, "--out", data, "--min-rating", "4", "--k-core", "5"],
+        *(["train", recipe, "--data.path", data, "--out", runs[name]] for name, recipe in MODELS.items()),
+        ["recommend", runs["prefergrow"], "--user", USER],
+        ["grow", runs["prefergrow"], "--user", USER],
+        ["compare", *runs.values(), "--out", str(folder / "report")],
+    ]

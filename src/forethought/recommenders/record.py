@@ -1,0 +1,137 @@
+"""What a run folder says of itself: which recipe, which data, when, on what machine, and how far it came."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from forethought import __version__
+from forethought.atomic import atomic_file
+from forethought.data.dataset import Dataset
+from forethought.errors import ArtefactError, DataError, RecipeError
+from forethought.evaluation.runs import FORMAT, VERSION
+from forethought.training.recipe import Recipe
+
+
+def is_main_process() -> bool:
+    """Whether this process, of those that torchrun or accelerate started, is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> Path:
+    """The folder a run is to have; it may not exist already unless the run goes on.
+
+    Raises:
+        ArtefactError: ``out`` is taken, or is needed and was not given.
+    """
+    if out is None:
+        if resume:
+            raise ArtefactError("Which run is to go on? Name its folder with --out RUN.")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ArtefactError("Several processes train together; name one run folder for them with --out RUN.")
+        stem = Path("runs") / f"{recipe.name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        names = (stem if number == 1 else Path(f"{stem}-{number}") for number in range(1, sys.maxsize))
+        return next(name for name in names if not name.exists())
+    folder = Path(out)
+    if not resume and is_main_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtefactError(f"{folder} exists already; go on with it by --resume, or choose another --out.")
+    return folder
+
+
+def check_same(folder: Path, begun: Recipe, recipe: Recipe, dataset: Dataset, record: Mapping[str, Any]) -> None:
+    """A run goes on only with the recipe and the data it began with.
+
+    Raises:
+        RecipeError, DataError: it is to go on with others.
+    """
+    old, new = _flat(begun.to_dict()), _flat(recipe.to_dict())
+    for key in [key for key in {**old, **new} if key != "data.path"]:
+        if old.get(key) != new.get(key):
+            raise RecipeError(
+                f"{folder} was begun with {key} {old.get(key)!r}, not {new.get(key)!r}; "
+                "resume it unchanged or choose another --out."
+            )
+    if record["data"]["fingerprint"] != dataset.fingerprint:
+        raise DataError(f"{recipe.data.path} is not the data {folder} was begun with; train on it in another --out.")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def new_record(recipe: Recipe, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """What ``run.json`` says when a run begins."""
+    program = "forethought" if Path(sys.argv[0]).name in ("__main__.py", "forethought") else sys.argv[0]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": recipe.name,
+        "model": recipe.model["type"],
+        "data": {"path": recipe.data.path, "fingerprint": dataset.fingerprint, "protocol": dataset.protocol},
+        "seed": recipe.seed,
+        "device": device.type,
+        "machine": _machine(device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "forethought": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "command": [program, *sys.argv[1:]],
+        "started": now(),
+        "status": "running",
+    }
+
+
+def _machine(device: torch.device) -> str:
+    name = f"{os.cpu_count()} cores {platform.machine()}"
+    return f"{name}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else name
+
+
+def now() -> str:
+    """The present moment, as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_record(folder: Path, info: Mapping[str, Any]) -> None:
+    """Write ``run.json``, atomically."""
+    with atomic_file(folder / "run.json") as scratch:
+        scratch.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read ``run.json``.
+
+    Raises:
+        ArtefactError: it is missing, damaged or of another version.
+    """
+    file = folder / "run.json"
+    if not file.is_file():
+        raise ArtefactError(
+            f"{folder} is no run folder (no run.json); make one with 'forethought train RECIPE --out {folder}'."
+        )
+    try:
+        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if info["format"] != FORMAT or info["version"] != VERSION:
+            raise ArtefactError(
+                f"{file} is {info['format']} version {info['version']}; this forethought reads {FORMAT} {VERSION}."
+            )
+        _ = info["data"]["path"], info["data"]["fingerprint"], info["status"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ArtefactError):
+            raise
+        raise ArtefactError(f"{file} is damaged ({type(error).__name__}: {error}); train again.") from error
+    return info
