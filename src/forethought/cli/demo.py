@@ -15,8 +15,8 @@ MODELS = {
     "popularity": "popularity",
     "markov": "markov",
     "knn": "knn",
-    "sasrec": "sasrec/default",
-    "prefergrow": "prefergrow/default",
+    "sasrec": "sasrec/demo",
+    "prefergrow": "prefergrow/demo",
 }
 
 
