@@ -93,7 +93,13 @@ def _add_download(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--format", choices=("auto", *FORMATS), default="auto", metavar="FORMAT", help="default: auto")
+    reading.add_argument(
+        "--format",
+        choices=("auto", *FORMATS),
+        default="auto",
+        metavar="FORMAT",
+        help=f"auto (default), {', '.join(FORMATS)}",
+    )
     reading.add_argument("--user-column", default="user", metavar="NAME", help="default: user")
     reading.add_argument("--item-column", default="item", metavar="NAME", help="default: item")
     reading.add_argument(
@@ -141,8 +147,6 @@ def prepare(args: argparse.Namespace) -> None:
             min_length=args.min_length, max_length=args.max_length, seed=getattr(args, "seed", None) or 0,
             quantiles=tuple(args.cuts), name=args.name, replace=args.replace, command=" ".join(sys.argv), progress=say,
         )  # fmt: skip
-    if args.quiet:
-        return
     manifest = dataset.manifest
     counts = manifest["counts"]
     console = Console(soft_wrap=True)
@@ -182,11 +186,10 @@ def check(args: argparse.Namespace) -> None:
     if args.json:
         with atomic_file(args.json) as scratch:
             scratch.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
-    if not args.quiet:
-        console = Console()
-        console.print(report.table())
-        for finding in report.findings:
-            console.print(f"[yellow]•[/yellow] {finding}", highlight=False)
+    console = Console()
+    console.print(report.table())
+    for finding in report.findings:
+        console.print(f"[yellow]•[/yellow] {finding}", highlight=False)
 
 
 def download(args: argparse.Namespace) -> None:
@@ -208,8 +211,6 @@ def download(args: argparse.Namespace) -> None:
             args.name, out, url=args.url, sha256=args.sha256, accept_unverified=args.accept_unverified,
             timeout=args.timeout, progress=lambda done, total: progress.update(task, completed=done, total=total),
         )  # fmt: skip
-    if args.quiet:
-        return
     source = SOURCES.get(args.name)
     print((folder / "SOURCE").read_text(), end="")
     reader = f" --format {source.reader}" if source else ""

@@ -6,7 +6,7 @@ import json
 from ast import literal_eval
 from pathlib import Path
 
-from forethought.data.files import BINARY, find_delimiter, head_lines, is_python_literal
+from forethought.data.files import find_delimiter, head_lines, is_python_literal, opened
 from forethought.data.formats import FORMATS, Format, Table
 from forethought.errors import DataError
 
@@ -56,8 +56,9 @@ def _in_folder(folder: Path, name: str) -> tuple[Format, Path]:
     found = _matches(folder, forms)
     if not found and name == "auto":
         found = _matches(folder, [FORMATS[generic] for generic in GENERIC])
-        if len(found) == 1 and found[0][0].table.layout != "parquet":
-            found = [(_of_file(found[0][1]), found[0][1])]
+    files = {file for _, file in found}
+    if len(files) == 1 and name == "auto":  # the name of the file may fit two formats, its content fits one
+        return _of_file(found[0][1]), found[0][1]
     if len(found) == 1 or (found and {form.table.layout for form, _ in found} == {"parquet"}):
         return found[0]
     if found:
@@ -93,17 +94,13 @@ def _three_parts(file: Path) -> list[Path]:
 
 
 def _of_file(path: Path) -> Format:
-    with path.open("rb") as file:
+    with opened(path) as file:
         magic = file.read(12)
     if magic[:4] == b"PAR1":
         return FORMATS["parquet"]
     if magic[8:12] == b"DUCK":
         return FORMATS["duckdb"]
-    lines = [line for line in head_lines(path, 50) if line.strip()]
-    if not lines:
-        raise DataError(f"{path} is empty; it needs at least one line with an event.")
-    if any("\0" in line for line in lines):
-        raise DataError(f"{path} {BINARY}.")
+    lines = head_lines(path, 50)
     first = lines[0]
     if any(path.name.startswith(f"{stem}.") for stems in PARTS for stem in stems):
         return FORMATS["preferdiff"]

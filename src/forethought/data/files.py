@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -15,14 +17,25 @@ from forethought.data.workspace import Workspace
 from forethought.errors import DataError
 
 _DELIMITERS = ("\t", ",", ";", "|")
-BINARY = "is a binary file and not Parquet or DuckDB; give a text, Parquet or DuckDB file"
+GZIP = b"\x1f\x8b"
 
 
-def open_bytes(path: Path) -> BinaryIO:
-    """The file's bytes, unzipped where it is gzip."""
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(path)) if zipped else path.open("rb")
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, unzipped where it is gzip.
+
+    Raises:
+        DataError: the file cannot be opened, or its gzip is truncated or damaged; also in reading on.
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == GZIP
+        with cast(BinaryIO, gzip.open(path)) if zipped else path.open("rb") as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def plain(path: Path, workspace: Workspace) -> Path:
@@ -31,40 +44,42 @@ def plain(path: Path, workspace: Workspace) -> Path:
     DuckDB reads a cut-off gzip up to the cut without a word; unzipping first checks its length and checksum.
 
     Raises:
-        DataError: the gzip is truncated or damaged, or the file is binary.
+        DataError: the gzip is truncated or damaged, or the file is empty or binary.
     """
+    refuse_binary(path)
     with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            refuse_binary(path)
+        if file.read(2) != GZIP:
             return path
-    target = workspace.folder / f"{len(list(workspace.folder.iterdir()))}-{path.stem}"
-    try:
-        with gzip.open(path) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
-    refuse_binary(target, path)
+    target = workspace.folder / path.stem
+    with opened(path) as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
     return target
 
 
-def refuse_binary(path: Path, name: Path | None = None) -> None:
+def refuse_binary(path: Path) -> None:
     """Refuse files that are empty or hold zero bytes, which no text format here has."""
-    with open_bytes(path) as file:
+    with opened(path) as file:
         head = file.read(1 << 16)
     if not head.strip():
-        raise DataError(f"{name or path} is empty; it needs at least one line with an event.")
+        raise DataError(f"{path} is empty; it needs at least one line with an event.")
     if b"\0" in head:
-        raise DataError(f"{name or path} {BINARY}.")
+        raise DataError(f"{path} is a binary file and not Parquet or DuckDB; give a text, Parquet or DuckDB file.")
 
 
 def head_lines(path: Path, count: int, encoding: str = "utf-8") -> list[str]:
-    """The first lines of a file, for looking at; broken bytes become U+FFFD."""
-    try:
-        with open_bytes(path) as file:
-            head = file.read(1 << 20)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
-    return head.decode(encoding, "replace").removeprefix("\ufeff").splitlines()[:count]
+    """The first lines that are not blank, for looking at; broken bytes become U+FFFD.
+
+    Raises:
+        DataError: the file cannot be read, is empty or binary.
+    """
+    refuse_binary(path)
+    with opened(path) as file:
+        head = file.read(1 << 20)
+    lines = re.split(r"\r\n|\n|\r", head.decode(encoding, "replace").removeprefix("\ufeff"))
+    lines = [line for line in lines if line.strip()][:count]
+    if not lines:
+        raise DataError(f"{path} is empty; it needs at least one line with an event.")
+    return lines
 
 
 def find_delimiter(line: str) -> str | None:
@@ -79,8 +94,7 @@ def header(path: Path, table: Table) -> tuple[list[str], str]:
     Raises:
         DataError: a name stands there twice.
     """
-    lines = head_lines(path, 1, table.encoding)
-    first = lines[0] if lines else ""
+    first = head_lines(path, 1, table.encoding)[0]
     delimiter = table.delimiter or find_delimiter(first) or ","
     if table.names is not None:
         return list(table.names), delimiter
@@ -126,13 +140,11 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
         DataError: the gzip is truncated or damaged, or a line is not text.
     """
     number = 0
-    try:
-        with open_bytes(path) as file:
+    with opened(path) as file:
+        try:
             for number, line in enumerate(file, 1):
                 text = line.decode(encoding)
                 if text.strip():
                     yield number, text.removeprefix("\ufeff") if number == 1 else text
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a truncated or damaged gzip file ({error}); fetch or pack it again.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number} is not {encoding} text; convert the file to UTF-8.") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {number} is not {encoding} text; convert the file to UTF-8.") from error

@@ -7,7 +7,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from forethought.data.files import (
     header,
     is_python_literal,
     numbered_lines,
+    opened,
     plain,
     refuse_binary,
     refuse_twice,
@@ -131,9 +132,9 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
         dropped = {"malformed line": int(lines)} if lines else {}
 
     def line(row: int) -> int:
+        if not table.quoted:  # a record is a line
+            return next(itertools.islice(filled_lines(file), row + (table.names is None), None))
         with file.open(encoding=table.encoding, errors="replace", newline="") as text:
-            if not table.quoted:  # a record is a line
-                return next(itertools.islice(filled_lines(text), row + (table.names is None), None))
             records = csv.reader(text, delimiter=delimiter)
             filled = (record for record in records if record)
             next(itertools.islice(filled, row + (table.names is None), None), None)
@@ -142,13 +143,24 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
     return _staged(workspace, path, columns, line=line, dropped=dropped)
 
 
-def filled_lines(text: Iterable[str]) -> Iterator[int]:
+def filled_lines(path: Path) -> Iterator[int]:
     """The numbers, from 1, of lines that are not blank."""
-    return (number for number, line in enumerate(text, 1) if line.strip())
+    with opened(path) as file:
+        yield from (number for number, line in enumerate(file, 1) if line.strip())
+
+
+def refuse_malformed_json(path: Path) -> None:
+    """Refuse the first line that is not JSON."""
+    for number, line in numbered_lines(path):
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError) as error:
+            said = f"{path}, line {number} is not JSON: {line[:60]!r}; mend it or use --on-error drop."
+            raise DataError(said) from error
 
 
 def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], drop: bool) -> Staged:
-    first = next((line for line in head_lines(path, 100) if line.strip()), "")
+    first = head_lines(path, 1)[0]
     if is_python_literal(first):
         return _stage_python(workspace, path, columns, drop)
     file = plain(path, workspace)
@@ -164,8 +176,12 @@ def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], dr
     require(path, keys, columns)
     types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in dict.fromkeys(columns.values()))
     scan = f"read_json(?, format = 'newline_delimited', columns = {{{types}}}, ignore_errors = {str(drop).lower()})"
-    workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM {scan}", [str(file)])
-    return _staged(workspace, path, columns, line=lambda row: row + 1)
+    try:
+        workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM {scan}", [str(file)])
+    except duckdb.Error:
+        refuse_malformed_json(path)  # DuckDB's own line number may be one off
+        raise
+    return _staged(workspace, path, columns, line=lambda row: next(itertools.islice(filled_lines(file), row, None)))
 
 
 def _stage_parquet(workspace: Workspace, paths: list[Path], columns: Mapping[str, str]) -> Staged:

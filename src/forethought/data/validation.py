@@ -181,7 +181,7 @@ def _identity(table: ir.Table, role: str, profile: Profile, ids: Ids) -> tuple[i
             says = "{value} is no whole number although most ids here are (use --ids text to take all ids as text)"
             checks.append(Check(role, "mixed types", _given(column) & ~_whole(column), column, says))
     elif kind.is_floating():
-        broken = _given(column) & (column != column.floor()).fill_null(True)
+        broken = _given(column) & (column.try_cast("int64").cast("float64") != column).fill_null(True)
         checks.append(Check(role, "mixed types", broken, column, "{value} is no whole number"))
     elif not kind.is_integer():
         raise DataError(f"Column {role!r} holds {kind}; ids have to be whole numbers or text.")
@@ -214,7 +214,10 @@ def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[
     kind = column.type()
     checks = _missing(table, role, profile)
     if kind.is_timestamp() or kind.is_date():
-        return _milliseconds(column), checks
+        moment = column.try_cast("timestamp")
+        says = "{value} is beyond the times that can be kept"
+        checks.append(Check(role, "unparsable time", _given(column) & moment.isnull(), column, says))
+        return _milliseconds(moment), checks
     number = _finite(column)
     given, numbers = profile["time given"], profile["time number"]
     if kind.is_numeric() or 2 * numbers >= given:
@@ -226,6 +229,7 @@ def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[
         if profile[f"time {unit}"] < numbers:
             says = f"{{value}} is not in {unit} as most times here are"
             checks.append(Check(role, "mixed time units", number.notnull() & ~_in_unit(number)[most], column, says))
+        number = ibis.ifelse(_in_unit(number)[most], number, ibis.null("float64"))
         return (number * factor).round().cast("int64"), checks
     looks = column.re_search(_ISO).fill_null(False)
     moment = ibis.ifelse(looks, column, ibis.null("string")).try_cast("timestamp('UTC')").cast("timestamp")
@@ -235,7 +239,6 @@ def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[
 
 
 def _milliseconds(moment: ir.Value) -> ir.Value:
-    moment = moment.cast("timestamp")
     return moment.truncate("s").epoch_seconds().cast("int64") * 1000 + moment.millisecond()
 
 

@@ -1,0 +1,261 @@
+"""Each named format, read from a few lines written as its publishers write them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forethought.data.detection import locate
+from forethought.data.formats import FORMATS
+from forethought.data.interactions import Interactions
+from forethought.errors import DataError
+from tests.data.logs import sequences_of
+
+ITEMS = {"Alpha": ["Drama", "War"], "Beta: Two": ["Comedy"], 'Gamma "3"': []}
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> Path:
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode()
+        (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return folder
+
+
+def json_lines(*records: dict[str, Any]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def python_lines(*records: dict[str, Any]) -> str:
+    return "".join(repr(record) + "\n" for record in records)
+
+
+def reviews(**more: Any) -> list[dict[str, Any]]:
+    """Amazon reviews, newest first; the second id looks like a number."""
+    return [
+        {"reviewerID": "A1", "asin": asin, "overall": float(stars), "unixReviewTime": time, **more}
+        for asin, stars, time in (("B0G", 1, 1400000300), ("0205616461", 4, 1400000200), ("B0A", 5, 1400000100))
+    ]
+
+
+AMAZON_IDS = ["B0A", "0205616461", "B0G"]
+AMAZON_META = [
+    {"asin": "B0A", "title": "Alpha", "categories": [["Drama", "War"]], "price": 3.5},
+    {"asin": "0205616461", "title": "Beta: Two", "categories": [["Comedy"]]},
+    {"asin": "B0G", "title": 'Gamma "3"', "categories": [[]]},
+]
+MOVIES_CSV = 'movieId,title,genres\n1,Alpha,Drama|War\n2,Beta: Two,Comedy\n3,"Gamma ""3""",(no genres listed)\n'
+MOVIES_DAT = '1::Alpha::Drama|War\n2::Beta: Two::Comedy\n3::Gamma "3"::\n'
+
+
+def movielens(folder: Path) -> Path:
+    ratings = "userId,movieId,rating,timestamp\n7,3,1.0,1400000300\n7,2,4.0,1400000200\n7,1,5.0,1400000100\n"
+    return write(folder, {"ratings.csv": ratings, "movies.csv": MOVIES_CSV, "links.csv": "movieId,imdbId\n1,5\n"})
+
+
+def movielens_dat(folder: Path) -> Path:
+    ratings = "7::3::1::1400000300\n7::2::4::1400000200\n7::1::5::1400000100\n"
+    return write(
+        folder, {"ratings.dat": ratings, "movies.dat": MOVIES_DAT.encode("latin-1"), "users.dat": "7::F::1::1::1\n"}
+    )
+
+
+def amazon_2014(folder: Path) -> Path:
+    files = {
+        "reviews_Films_5.json.gz": json_lines(*reviews(helpful=[0, 0])),
+        "meta_Films.json.gz": python_lines(*AMAZON_META),
+    }
+    return write(folder, files)
+
+
+def amazon_2014_loose(folder: Path) -> Path:
+    return write(
+        folder, {"reviews_Films.json.gz": python_lines(*reviews()), "meta_Films.json.gz": python_lines(*AMAZON_META)}
+    )
+
+
+def amazon_2014_ratings(folder: Path) -> Path:
+    lines = "".join(f"{r['reviewerID']},{r['asin']},{r['overall']},{r['unixReviewTime']}\n" for r in reviews())
+    return write(folder, {"ratings_Films.csv": lines, "meta_Films.json.gz": python_lines(*AMAZON_META)})
+
+
+def amazon_2018(folder: Path) -> Path:
+    meta = [{**row, "category": row["categories"][0]} for row in AMAZON_META]
+    files = {
+        "Films_5.json.gz": json_lines(*reviews(verified=True, style={"Format:": "x"})),
+        "meta_Films.json.gz": json_lines(*meta),
+    }
+    return write(folder, files)
+
+
+def amazon_2018_ratings(folder: Path) -> Path:
+    lines = "".join(f"{r['asin']},{r['reviewerID']},{r['overall']},{r['unixReviewTime']}\n" for r in reviews())
+    meta = [{**row, "category": row["categories"][0]} for row in AMAZON_META]
+    write(folder, {"Films.csv": lines, "meta_Films.json.gz": json_lines(*meta)})
+    return folder / "Films.csv"
+
+
+def amazon_2023(folder: Path) -> Path:
+    events = [
+        {"rating": r["overall"], "title": "Nice", "asin": "variant", "parent_asin": r["asin"], "user_id": "A1",
+         "timestamp": 1000 * r["unixReviewTime"] + 7} for r in reviews()
+    ]  # fmt: skip
+    meta = [
+        {"parent_asin": m["asin"], "title": m["title"], "categories": m["categories"][0], "description": ["A", "B"]}
+        for m in AMAZON_META
+    ]
+    write(folder, {"Films.jsonl.gz": json_lines(*events), "meta_Films.jsonl.gz": json_lines(*meta)})
+    return folder / "Films.jsonl.gz"
+
+
+def amazon_2023_ratings(folder: Path) -> Path:
+    lines = "".join(f"A1,{r['asin']},{r['overall']},{1000 * r['unixReviewTime']}\n" for r in reviews())
+    meta = [{"parent_asin": m["asin"], "title": m["title"], "categories": m["categories"][0]} for m in AMAZON_META]
+    write(
+        folder,
+        {"Films.csv.gz": "user_id,parent_asin,rating,timestamp\n" + lines, "meta_Films.jsonl.gz": json_lines(*meta)},
+    )
+    return folder / "Films.csv.gz"
+
+
+def steam(folder: Path) -> Path:
+    days = {"10": "2014-05-13", "20": "2014-05-14", "30": "2014-05-15"}
+    events = "".join(
+        f"{{u'username': u'Zoë', u'product_id': u'{i}', u'date': u'{d}', u'hours': 1.5}}\n"
+        for i, d in reversed(days.items())
+    )
+    games = python_lines(*({"id": i, "title": t, "genres": g} for i, (t, g) in zip(days, ITEMS.items(), strict=True)))
+    return write(folder, {"steam_reviews.json.gz": events, "steam_games.json.gz": games})
+
+
+def yelp(folder: Path) -> Path:
+    events = [
+        {
+            "review_id": "r",
+            "user_id": "A1",
+            "business_id": i,
+            "stars": 4.0,
+            "date": f"2014-05-1{day} 10:00:00",
+            "text": "…",
+        }
+        for i, day in (("_c", 5), ("_b", 4), ("_a", 3))
+    ]
+    names = zip(("_a", "_b", "_c"), ITEMS.items(), strict=True)
+    business = [
+        {"business_id": i, "name": title, "categories": ", ".join(kinds) or None} for i, (title, kinds) in names
+    ]
+    files = {"review": json_lines(*events), "business": json_lines(*business)}
+    return write(folder, {f"yelp_academic_dataset_{name}.json": content for name, content in files.items()})
+
+
+def recbole(folder: Path) -> Path:
+    events = "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\t3\t1\t3.0\nu\t2\t4\t2.0\nu\t1\t5\t1.0\n"
+    items = "item_id:token\ttitle:token_seq\tcategories:token_seq\n"
+    items += '1\tAlpha\tDrama, War\n2\tBeta: Two\tComedy\n3\tGamma "3"\t\n'
+    return write(folder, {"films.inter": events, "films.item": items})
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "user", "items"),
+    [
+        (movielens, "movielens", 7, [1, 2, 3]),
+        (movielens_dat, "movielens-dat", 7, [1, 2, 3]),
+        (amazon_2014, "amazon-2014", "A1", AMAZON_IDS),
+        (amazon_2014_loose, "amazon-2014", "A1", AMAZON_IDS),
+        (amazon_2014_ratings, "amazon-2014-ratings", "A1", AMAZON_IDS),
+        (amazon_2018, "amazon-2018", "A1", AMAZON_IDS),
+        (amazon_2018_ratings, "amazon-2018-ratings", "A1", AMAZON_IDS),
+        (amazon_2023, "amazon-2023", "A1", AMAZON_IDS),
+        (amazon_2023_ratings, "amazon-2023-ratings", "A1", AMAZON_IDS),
+        (steam, "steam", "Zoë", ["10", "20", "30"]),
+        (yelp, "yelp", "A1", ["_a", "_b", "_c"]),
+        (recbole, "recbole", "u", [1, 2, 3]),
+    ],
+)
+def test_named_format(build: Callable[[Path], Path], name: str, user: object, items: list[Any], tmp_path: Path) -> None:
+    path = build(tmp_path)
+    dataset = Interactions.read(path, name).prepare()
+    assert sequences_of(dataset) == {user: items}
+    numbers = dataset.catalog.encode(items)
+    assert [dataset.catalog.title(item) for item in numbers] == list(ITEMS)
+    assert [dataset.catalog.categories(item) for item in numbers] == list(ITEMS.values())
+    assert (dataset.sequences.ratings is None) == (name == "steam")
+    assert dataset.sequences.times is not None
+    # no name for a reader can tell 'user,item' from 'item,user' without a header, and it does not try
+    if name != "amazon-2018-ratings":
+        assert Interactions.read(path).provenance["reader"] == name
+
+
+def test_user_item_lines(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("1 5\n1 3\n2 9\n1 4\n2 8\n2 7\n")
+    interactions = Interactions.read(tmp_path / "log.txt")
+    assert interactions.provenance["reader"] == "user-item"
+    assert sequences_of(interactions.prepare()) == {1: [5, 3, 4], 2: [9, 8, 7]}
+
+
+def test_user_sequence_lines(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("ann 5 3 4\r\nbob   9 8 7\r\n\r\nann 6\n")
+    interactions = Interactions.read(tmp_path / "log.txt")
+    assert interactions.provenance["reader"] == "user-sequence"
+    assert sequences_of(interactions.prepare()) == {"ann": [5, 3, 4, 6], "bob": [9, 8, 7]}
+    (tmp_path / "log.txt").write_text("ann 5 3 4\nbob\ncid 1 2 3\n")
+    with pytest.raises(DataError, match="line 2 has the user 'bob' and no item"):
+        Interactions.read(tmp_path / "log.txt")
+    assert Interactions.read(tmp_path / "log.txt", on_error="drop").dropped == {"malformed line": 1}
+
+
+@pytest.mark.parametrize(
+    "stems", [("user-split-train", "user-split-valid", "user-split-test"), ("train_data", "valid_data", "test_data")]
+)
+def test_preferdiff_keeps_its_split(stems: tuple[str, ...], tmp_path: Path) -> None:
+    for stem, content in zip(stems, ("1 2 3\n2 3 4 5\n", "3 1 2\n", "5 4\n1 2 5\n"), strict=True):
+        (tmp_path / f"{stem}.txt").write_text(content)
+    for path in (tmp_path, tmp_path / f"{stems[1]}.txt"):
+        dataset = Interactions.read(path).prepare()
+        assert dataset.protocol == "user-split"
+        assert sequences_of(dataset) == {1: [1, 2, 3], 2: [2, 3, 4, 5], 3: [3, 1, 2], 4: [5, 4], 5: [1, 2, 5]}
+        assert (dataset.train_stop - dataset.sequences.offsets[:-1]).tolist() == [3, 4, 0, 0, 0]
+        assert dataset.catalog.decode(dataset.targets("valid").items) == [2]
+        assert dataset.catalog.decode(dataset.targets("test").items) == [4, 5]
+        assert dataset.manifest["rules"][-1]["given"] is True
+        assert len(dataset.manifest["provenance"]["sha256"]) == 3
+    assert Interactions.read(tmp_path).prepare(split="leave-one-out").protocol == "leave-one-out"
+    (tmp_path / f"{stems[2]}.txt").unlink()
+    with pytest.raises(DataError, match=rf"{stems[2]}\.txt does not exist"):
+        Interactions.read(tmp_path)
+
+
+def test_a_folder_of_two_data_sets_is_not_guessed_at(tmp_path: Path) -> None:
+    movielens(tmp_path)
+    (tmp_path / "sequences.txt").write_text("1 2 3 4\n")
+    with pytest.raises(
+        DataError, match=r"several data sets: sequences\.txt \(user-sequence\), ratings\.csv \(movielens\)"
+    ):
+        Interactions.read(tmp_path)
+    assert Interactions.read(tmp_path, "movielens").provenance["reader"] == "movielens"
+
+
+def test_several_item_files_have_to_be_chosen_from(tmp_path: Path) -> None:
+    amazon_2014(tmp_path)
+    (tmp_path / "meta_Other.json").write_text(python_lines(*AMAZON_META))
+    with pytest.raises(DataError, match="several item files"):
+        Interactions.read(tmp_path)
+    assert Interactions.read(tmp_path, items=tmp_path / "meta_Other.json").items is not None
+
+
+def test_columns_may_be_named_over_a_format(tmp_path: Path) -> None:
+    path = movielens(tmp_path)
+    assert Interactions.read(path, "movielens", time_column="rating").provenance["columns"]["time"] == "rating"
+
+
+def test_every_format_is_described_and_found_by_its_name() -> None:
+    for name, form in FORMATS.items():
+        assert form.name == name
+        assert form.about
+        assert set(form.optional) <= {"rating", "time"}
+    with pytest.raises(DataError, match="does not exist"):
+        locate(Path("nowhere"))

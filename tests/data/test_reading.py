@@ -1,0 +1,414 @@
+"""Every way a log may come in gives the same data set; every way it may be wrong gives one sentence."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from forethought.data.interactions import Interactions
+from forethought.errors import DataError
+from tests.data.logs import EVENTS, SEQUENCES, sequences_of, write_csv
+
+COLUMNS = {name: [event[place] for event in EVENTS] for place, name in enumerate(("user", "item", "timestamp"))}
+
+
+def as_csv(folder: Path) -> Path:
+    return write_csv(folder / "log.csv")
+
+
+def as_tsv(folder: Path) -> Path:
+    path = folder / "log.tsv"
+    path.write_text(as_csv(folder).read_text().replace(",", "\t"))
+    return path
+
+
+def as_windows_csv(folder: Path) -> Path:
+    path = folder / "log.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + as_csv(folder).read_text().replace("\n", "\r\n").encode())
+    return path
+
+
+def as_gzip(folder: Path) -> Path:
+    path = folder / "log.csv.gz"
+    path.write_bytes(gzip.compress(as_csv(folder).read_bytes()))
+    return path
+
+
+def as_json_lines(folder: Path) -> Path:
+    path = folder / "log.jsonl"
+    path.write_text("\n".join(json.dumps({"user": u, "item": i, "timestamp": t}) for u, i, t in EVENTS))
+    return path
+
+
+def as_parquet(folder: Path) -> Path:
+    pq.write_table(pa.table(COLUMNS), folder / "log.parquet")
+    return folder / "log.parquet"
+
+
+def as_parquet_folder(folder: Path) -> Path:
+    parts = folder / "log"
+    parts.mkdir()
+    table = pa.table(COLUMNS)
+    pq.write_table(table.slice(0, 5), parts / "part-0.parquet")
+    pq.write_table(table.slice(5), parts / "part-1.parquet")
+    return parts
+
+
+def as_duckdb(folder: Path) -> Path:
+    path = folder / "log.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.register("events", pa.table(COLUMNS))
+        connection.execute("CREATE TABLE log AS SELECT * FROM events")
+    return path
+
+
+@pytest.mark.parametrize(
+    "write", [as_csv, as_tsv, as_windows_csv, as_gzip, as_json_lines, as_parquet, as_parquet_folder, as_duckdb]
+)
+def test_every_file_gives_the_same_data_set(write: Any, tmp_path: Path) -> None:
+    dataset = Interactions.read(write(tmp_path)).prepare()
+    assert sequences_of(dataset) == SEQUENCES
+    assert dataset.fingerprint == Interactions.read(as_csv(tmp_path)).prepare().fingerprint
+    assert dataset.sequences.times is not None
+    assert dataset.sequences.times[:4].tolist() == [100_000, 200_000, 200_000, 300_000]
+    assert dataset.manifest["tie_rule"] == "time, then row in the source"
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow", "ibis"])
+def test_every_table_gives_the_same_data_set(kind: str, tmp_path: Path) -> None:
+    if kind == "ibis":
+        database = ibis.duckdb.connect()
+        rows = {**COLUMNS, "place": list(range(len(EVENTS)))}
+        table: Any = database.create_table("events", pa.table(rows))
+        dataset = Interactions.from_table(table, row_column="place").prepare()
+    else:
+        table = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "arrow": pa.table}[kind](COLUMNS)
+        dataset = Interactions.from_table(table).prepare()
+    assert sequences_of(dataset) == SEQUENCES
+    assert dataset.fingerprint == Interactions.read(as_csv(tmp_path)).prepare().fingerprint
+
+
+def test_an_ibis_table_without_an_order_breaks_ties_by_item() -> None:
+    table = ibis.duckdb.connect().create_table("events", pa.table(COLUMNS).take(pa.array(range(11, -1, -1))))
+    dataset = Interactions.from_table(table).prepare()
+    assert dataset.manifest["tie_rule"] == "time, then item id"
+    assert sequences_of(dataset) == SEQUENCES
+
+
+def test_ties_follow_the_rows_of_the_source(tmp_path: Path) -> None:
+    rows = [("u", item, 7) for item in "zaymb"]
+    dataset = Interactions.read(write_csv(tmp_path / "log.csv", rows)).prepare()
+    assert sequences_of(dataset) == {"u": list("zaymb")}
+
+
+def test_row_order_survives_many_blocks_and_threads(tmp_path: Path) -> None:
+    """A file large enough for DuckDB to read it in parallel; all times tie, so only the rows' order counts."""
+    random = np.random.default_rng(0)
+    items = random.integers(1, 1000, 400_000)
+    users = random.integers(1, 50, 400_000)
+    path = tmp_path / "log.csv"
+    pd.DataFrame({"user": users, "item": items, "timestamp": 7}).to_csv(path, index=False)
+    dataset = Interactions.read(path, threads=4).prepare()
+    found = dataset.catalog.decode(dataset.sequences.items)
+    assert found == items[np.argsort(users, kind="stable")].tolist()
+
+
+def test_column_names_times_and_more_columns(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "who,what,when,stars,did\n"
+        + "".join(f"1,{i},2020-01-0{i}T00:00:00Z,{i}.5,{'vb'[i % 2]}\n" for i in range(1, 5))
+    )
+    dataset = Interactions.read(path, "auto", "who", "what", "when", "stars", "did").prepare()
+    sequences = dataset.sequences
+    assert sequences.times is not None
+    assert sequences.ratings is not None
+    assert sequences.actions is not None
+    assert sequences.times.astype("datetime64[ms]").astype("datetime64[D]").astype(str).tolist() == [
+        f"2020-01-0{day}" for day in range(1, 5)
+    ]
+    assert sequences.ratings.tolist() == [1.5, 2.5, 3.5, 4.5]
+    assert [dataset.manifest["actions"][code] for code in sequences.actions] == ["b", "v", "b", "v"]
+    assert dataset.manifest["provenance"]["columns"]["time"] == "when"
+
+
+@pytest.mark.parametrize(
+    ("written", "milliseconds"),
+    [
+        ("1577836800", 1577836800000),
+        ("1577836800.25", 1577836800250),
+        ("1577836800250", 1577836800250),
+        ("2020-01-01", 1577836800000),
+        ("2020-01-01 00:00:00.25", 1577836800250),
+        ("2020-01-01T01:00:00+01:00", 1577836800000),
+        ("1969-12-31T23:59:58.500Z", -1500),
+        ("-1.5", -1500),
+    ],
+)
+def test_times(written: str, milliseconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    rows = [("u", item, written) for item in "abc"]
+    dataset = Interactions.read(write_csv(tmp_path / "log.csv", rows)).prepare()
+    assert dataset.sequences.times is not None
+    assert set(dataset.sequences.times.tolist()) == {milliseconds}
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.timestamp("s"), pa.timestamp("ms"), pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.date32()]
+)
+def test_typed_times(kind: pa.DataType) -> None:
+    times = pa.array([1577836800] * 3, pa.timestamp("s")).cast(kind)
+    dataset = Interactions.from_table(pa.table({"user": [1] * 3, "item": [1, 2, 3], "timestamp": times})).prepare()
+    assert dataset.sequences.times is not None
+    assert set(dataset.sequences.times.tolist()) == {1577836800000}
+
+
+def test_without_times_the_order_of_the_file_stands(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv", [("u", item) for item in "cab"], "user,item")
+    dataset = Interactions.read(path, time_column=None).prepare()
+    assert sequences_of(dataset) == {"u": ["c", "a", "b"]}
+    assert dataset.sequences.times is None
+    assert dataset.manifest["tie_rule"] == "row in the source"
+
+
+STRANGE = ["with space", " leading", "trailing ", "日本語", "Ü✓", 'quo"te', "apos'trophe", "semi;colon", "com,ma",
+           "tab\tbed", "new\nline", "back\\slash", "NULL", "nan", "-", "%s{}", "007", "1e5"]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz", ".jsonl", ".parquet"])
+def test_strange_ids_come_back_as_they_were(suffix: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"user": [f"{name}!" for name in STRANGE for _ in range(3)], "item": STRANGE * 3})
+    frame["timestamp"] = np.arange(len(frame))
+    path = tmp_path / f"log{suffix}"
+    if suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    dataset = Interactions.read(path).prepare(tmp_path / "out")
+    assert sorted(dataset.catalog.ids.to_pylist()) == sorted(STRANGE)
+    expected = frame.groupby("user")["item"].agg(list).to_dict()
+    assert sequences_of(dataset) == expected
+    assert dataset.catalog.decode(dataset.catalog.encode(STRANGE)) == STRANGE
+
+
+def test_whole_numbers_stay_numbers_unless_asked(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv", [(1, 10, 1), (1, 9, 2), (1, 100, 3)])
+    assert Interactions.read(path).prepare().catalog.ids.to_pylist() == [9, 10, 100]
+    assert Interactions.read(path, ids="text").prepare().catalog.ids.to_pylist() == ["10", "100", "9"]
+
+
+def test_sessions_become_sequences(tmp_path: Path) -> None:
+    rows = [("u", "abcdef"[step], step, step // 3) for step in range(6)]
+    path = write_csv(tmp_path / "log.csv", rows, "user,item,timestamp,session")
+    assert sequences_of(Interactions.read(path, session_column="session").prepare()) == {
+        "u/0": ["a", "b", "c"],
+        "u/1": ["d", "e", "f"],
+    }
+
+
+def test_a_user_with_one_event_trains_and_is_counted(tmp_path: Path) -> None:
+    dataset = Interactions.read(write_csv(tmp_path / "log.csv")).prepare()
+    assert dataset.manifest["counts"]["users_without_target"] == 1
+    assert dataset.manifest["counts"]["test"] == 3
+    assert dataset.train_stop[2] == dataset.sequences.offsets[3]
+
+
+# what is written, what the sentence has to say, and what is dropped where that was asked for
+BAD = [
+    pytest.param("user,timestamp\nu,1\n", "no column 'item'.*user, timestamp.*--item-column", None, id="no-item"),
+    pytest.param("user,item\nu,1\n", "no column 'timestamp'.*--time-column none", None, id="missing-time"),
+    pytest.param("", "is empty", None, id="empty"),
+    pytest.param("\n\n \n", "is empty", None, id="blank"),
+    pytest.param("user,item,timestamp\n", "holds no events", None, id="header-only"),
+    pytest.param("user,item,item,timestamp\nu,a,b,1\n", "column 'item' twice", None, id="column-twice"),
+    pytest.param(
+        "user,item,timestamp\nu,a,1\nu,b,2\nu,c,yesterday\nu,d,4\n",
+        r"row 3 \(line 4\), column 'timestamp': 'yesterday' is no time", {"time: unparsable time": 1}, id="time",
+    ),
+    pytest.param(
+        "user,item,timestamp\nu,a,2020-01-01\nu,b,2020-01-02\nu,c,2020-13-01\nu,d,2020-01-04\n",
+        r"row 3 \(line 4\), column 'timestamp': '2020-13-01' is no time", {"time: unparsable time": 1}, id="iso-time",
+    ),
+    pytest.param(
+        "user,item,timestamp\nu,a,1577836800\nu,b,1577836800000\nu,c,1577836801\nu,d,1577836802\n",
+        r"row 2 .*'1577836800000' is not in seconds", {"time: mixed time units": 1}, id="mixed-units",
+    ),
+    pytest.param(
+        "user,item,timestamp\nu,a,1\n,b,2\nu,,3\nu,c,4\nu,d,\nu,e,6\n",
+        r"row 2 \(line 3\), column 'user': the value is missing",
+        {"user: missing": 1, "item: missing": 1, "time: missing": 1}, id="nulls",
+    ),
+    pytest.param(
+        "user,item,timestamp\n1,5,1\n1,-1,2\n1,6,3\n1,7,4\n",
+        r"row 2 \(line 3\), column 'item': the id -1 is negative", {"item: negative": 1}, id="negative",
+    ),
+    pytest.param(
+        "user,item,timestamp\n1,5,1\n1,six,2\n1,7,3\n1,8,4\n",
+        r"row 2 \(line 3\), column 'item': 'six' is no whole number.*--ids text", {"item: mixed types": 1},
+        id="mixed-types",
+    ),
+    pytest.param(
+        "user,item,timestamp\nu,a,1\nu,b\nu,c,3,9\nu,d,4\nu,e,5\n",
+        r"line 3 has 2 fields where the header has 3", {"malformed line": 2}, id="ragged",
+    ),
+    pytest.param(
+        'user,item,timestamp\n"u\nv",a,1\nu,b,2\nu,c,3\n"u\nv",,4\nu,e,5\n',
+        r"row 4 \(line 7\), column 'item'", {"item: missing": 1}, id="lines-after-multiline-ids",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "sentence", "dropped"), BAD)
+def test_bad_input_is_refused_in_one_sentence(
+    content: str, sentence: str, dropped: dict[str, int] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(content)
+    with pytest.raises(DataError) as refusal:
+        Interactions.read(path)
+    message = str(refusal.value)
+    assert str(path) in message
+    assert re.search(sentence, message), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("content", "sentence", "dropped"), [case for case in BAD if case.values[2]])
+def test_bad_rows_are_dropped_and_counted_where_asked(
+    content: str, sentence: str, dropped: dict[str, int], tmp_path: Path
+) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(content)
+    dataset = Interactions.read(path, on_error="drop").prepare()
+    assert dataset.manifest["dropped"] == dropped
+    rows = content.replace("u\nv", "uv").count("\n") - 1
+    assert dataset.manifest["counts"]["events"] == rows - sum(dropped.values())
+
+
+def test_truncated_and_damaged_gzip(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(b"user,item,timestamp\n" + b"".join(b"u,%d,%d\n" % (i, i) for i in range(20_000))))
+    path = tmp_path / "log.csv.gz"
+    for damaged in (
+        packed[: len(packed) // 2],
+        packed[:-4],
+        packed[:-8] + bytes(8),
+        packed[:100] + b"\xff" + packed[101:],
+    ):
+        path.write_bytes(damaged)
+        for on_error in ("fail", "drop"):  # half a file is never half a log
+            with pytest.raises(DataError, match=r"log\.csv\.gz is a truncated or damaged gzip file"):
+                Interactions.read(path, on_error=on_error)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("log.csv", bytes(range(256)), "is a binary file"),
+        ("log.csv", "user,item,timestamp\nu,é,1\n".encode("utf-16"), "is a binary file"),
+        ("log.csv", b"user,item,timestamp\nu,\xff\xfe,1\nu,a,2\n", "line 2.*(unicode|utf-8)"),
+        ("log.parquet", b"PAR1 and then nothing", "not a readable Parquet file"),
+        ("log.duckdb", b"12345678DUCK and then nothing", "cannot be read"),
+        ("log.jsonl", b'{"user": 1, "item": 2, "timestamp": 3}\n{"user": 1\n', "line 2"),
+        ("log.jsonl", b'{"user": 1, "item": 2, "timestamp": 3}\n{"user" 1}\n{"user": 1}', "line 2"),
+        ("log.jsonl", b'{"user": 1, "user": 2, "item": 2, "timestamp": 3}\n', "column 'user' twice"),
+        ("log.jsonl", b"[1, 2]\n", "no column"),
+        ("log.txt", b"1 2\n1 3 4\n", "line 2 has 3 fields|has the user"),
+    ],
+)
+def test_files_that_are_something_else(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"(?i){re.escape(str(path))}.*({sentence})"):
+        Interactions.read(path, "user-item" if name.endswith(".txt") else "auto")
+
+
+def test_places_that_are_no_log(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        Interactions.read(tmp_path / "nowhere.csv")
+    with pytest.raises(DataError, match="is not a data set"):
+        Interactions.read(tmp_path)
+    write_csv(tmp_path / "one.csv")
+    write_csv(tmp_path / "two.csv")
+    with pytest.raises(DataError, match=r"several data sets: one\.csv \(csv\), two\.csv \(csv\)"):
+        Interactions.read(tmp_path)
+    prepared = Interactions.read(tmp_path / "one.csv").prepare(tmp_path / "out").path
+    assert prepared is not None
+    with pytest.raises(DataError, match="prepared data folder already"):
+        Interactions.read(prepared)
+    with pytest.raises(DataError, match="no format 'exotic'"):
+        Interactions.read(tmp_path / "one.csv", "exotic")
+    with pytest.raises(DataError, match="no bundled data set 'x'"):
+        Interactions.read("bundled:x")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv")
+    path.chmod(0)
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        Interactions.read(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"user": [1, "two", 3], "item": [1, 2, 3], "timestamp": [1, 2, 3]}, "cannot be taken as a table"),
+        (
+            {"user": [1.0, 2.5, 3.0], "item": [1, 2, 3], "timestamp": [1, 2, 3]},
+            "row 2, column 'user': 2.5 is no whole number",
+        ),
+        (
+            {"user": [1.0, None, 3.0], "item": [1, 2, 3], "timestamp": [1, 2, 3]},
+            "row 2, column 'user': the value is missing",
+        ),
+        ({"user": [True, False, True], "item": [1, 2, 3], "timestamp": [1, 2, 3]}, "holds boolean"),
+        ({"user": [1, 2, 3], "item": [1, 2, 3], "timestamp": [True, False, True]}, "holds boolean"),
+        ({"user": [1, 2, 3], "timestamp": [1, 2, 3]}, "no column 'item'"),
+    ],
+)
+def test_bad_tables(columns: dict[str, list[Any]], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        Interactions.from_table(pd.DataFrame(columns))
+    twice = pd.DataFrame([[1, 2, 3, 4]], columns=["user", "item", "item", "timestamp"])
+    with pytest.raises(DataError, match="column 'item' twice"):
+        Interactions.from_table(twice)
+
+
+def test_item_descriptions(tmp_path: Path) -> None:
+    log = write_csv(tmp_path / "log.csv")
+    items = tmp_path / "things.csv"
+    items.write_text('item,title,genres,description\na,"Alpha, the first",x|y,long\nb,Beta,,\nzzz,unused,x,\n')
+    dataset = Interactions.read(log, items=items).prepare(tmp_path / "out")
+    assert [dataset.catalog.title(item) for item in (1, 2, 3)] == ["Alpha, the first", "Beta", "c"]
+    assert dataset.catalog.categories(1) == ["x", "y"]
+    assert dataset.catalog.table["text"].to_pylist()[:2] == ["long", None]
+    assert dataset.manifest["provenance"]["items"] == {"source": str(items), "described": 2, "not_described": 3}
+    with pytest.raises(DataError, match="no id there is an item of the log"):
+        Interactions.read(log, items=items, items_id="title").prepare()
+    with pytest.raises(DataError, match="does not exist"):
+        Interactions.read(log, items=tmp_path / "none.csv").prepare()
+
+
+def test_the_manifest_says_where_it_came_from(tmp_path: Path) -> None:
+    path = as_gzip(tmp_path)
+    manifest = Interactions.read(path).prepare(tmp_path / "out", name="mine", command="forethought …").manifest
+    known = manifest["provenance"]
+    assert known["sha256"] == {"log.csv.gz": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert (known["reader"], known["engine"], known["command"]) == ("csv", "duckdb", "forethought …")
+    assert manifest["name"] == "mine"
+    assert manifest["rules"][-1] == {"rule": "split", "protocol": "leave-one-out", "users_without_target": 1}
