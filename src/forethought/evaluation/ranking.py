@@ -116,12 +116,14 @@ def rank_targets(
     ties = np.zeros((len(targets), 2), dtype=np.int32)
     top_k = min(top_k, num_items)
     lists = np.zeros((len(targets), 2, top_k), dtype=np.int32) if top_k else None
-    was_training, done = model.training, 0
+    was_training, done, flags = model.training, 0, torch.empty(0)
     model.eval()
     try:
         with _products(bfloat16):
             for chunk, scores in _scores(model, targets, max_length or model.config.max_length, batch_size, cases):
-                greater[chunk], ties[chunk], best = _count(scores, targets, chunk, goal[chunk], top_k)
+                if len(flags) < len(scores):
+                    flags = torch.empty_like(scores)
+                greater[chunk], ties[chunk], best = _count(scores, flags, targets, chunk, goal[chunk], top_k)
                 if lists is not None and best is not None:
                     lists[chunk] = best
                 done += len(chunk)
@@ -165,30 +167,36 @@ def _scores(
 
 
 def _count(
-    scores: Tensor, targets: Targets, cases: npt.NDArray[np.int64], goal: npt.NDArray[np.int64], top_k: int
+    scores: Tensor,
+    flags: Tensor,
+    targets: Targets,
+    cases: npt.NDArray[np.int64],
+    goal: npt.NDArray[np.int64],
+    top_k: int,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32] | None]:
-    """Greater and ties, int32 ``[b, 2]``, and the lists int32 ``[b, 2, top_k]``; overwrites ``scores``."""
+    """Greater and ties, int32 ``[b, 2]``, and lists int32 ``[b, 2, top_k]``; overwrites ``scores`` and ``flags``."""
     target = torch.from_numpy(goal - 1).to(scores.device)[:, None]
     own = scores.gather(1, target)
-    greater, equal = _above(scores, own)
-    kept = scores.topk(top_k, dim=1).indices + 1
+    greater, equal = _above(scores, own, flags)
+    kept = scores.topk(top_k, dim=1).indices + 1 if top_k else None
     scores.view(-1).index_fill_(0, _seen_cells(targets, cases, scores.shape[1]).to(scores.device), float("-inf"))
-    greater_left, equal_left = _above(scores, own)
+    greater_left, equal_left = _above(scores, own, flags)
     unreachable = scores.gather(1, target)[:, 0] == float("-inf")
     greater_left = torch.where(unreachable, scores.shape[1], greater_left)
     ties_left = torch.where(unreachable, 0, equal_left - 1)
     counts = torch.stack([greater_left, greater, ties_left, equal - 1], dim=1).int().cpu().numpy()
-    if not top_k:
+    if kept is None:
         return counts[:, :2], counts[:, 2:], None
     removed = scores.topk(top_k, dim=1)
     left = torch.where(removed.values == float("-inf"), 0, removed.indices + 1)
     return counts[:, :2], counts[:, 2:], torch.stack([left, kept], dim=1).int().cpu().numpy()
 
 
-def _above(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def _above(scores: Tensor, own: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
     """How many scores of each row are greater than, and equal to, its own; both int64 ``[b]``."""
-    # A 0/1 matrix of floats sums several times faster than one of booleans, and exactly up to 2^24 items.
-    flags = torch.empty_like(scores)
+    # A 0/1 matrix of floats sums several times faster than one of booleans, and exactly up to 2^24 items. It is made
+    # once and used again: fresh memory costs as much as the comparison.
+    flags = flags[: len(scores)]
     greater = torch.gt(scores, own, out=flags).sum(1).long()
     return greater, torch.eq(scores, own, out=flags).sum(1).long()
 
