@@ -13,7 +13,7 @@ from forethought.errors import ArtefactError
 
 
 def _explain(target: Path, error: OSError) -> ArtefactError:
-    reason = error.strerror or str(error)
+    reason = error.strerror or f"{error}; is the disk full?"  # numpy reports a short write without a reason
     return ArtefactError(
         f"Cannot write {target}: {reason}. Nothing was changed; free the space or choose another place."
     )

@@ -57,10 +57,10 @@ _SUFFIXES = st.sampled_from(
 _FORMATS = st.one_of(st.just("auto"), st.sampled_from([*FORMATS]))
 _ON_ERROR = st.sampled_from(["fail", "drop"])
 _VALUES = st.sampled_from(
-    ["1", "2", "3", "-1", "0", "007", "+5", "1.0", "1e3", "a", "B00X", " 7", "", "é", "日本", '"q"', '"', '""', "'",
-     "NaN", "null", "None", "inf", "1577836800", "1577836800000", "2020-01-01", "2020-01-01T00:00:00Z", "2020-13-45", "x y",
-     "99999999999999999999", "\x00", "\x1a", "\u2028", "a,b", "{}", "[1]", "true", "\\"]
-)  # fmt: skip
+    ["1", "2", "3", "-1", "0", "007", "+5", "1.0", "1e3", "a", "B00X", " 7", "", "é", "日本", '"q"', '"', '""', "'"]
+    + ["NaN", "null", "None", "inf", "1577836800", "1577836800000", "2020-01-01", "2020-01-01T00:00:00Z", "2020-13-45"]
+    + ["x y", "99999999999999999999", "\x00", "\x1a", "\u2028", "a,b", "{}", "[1]", "true", "\\"]
+)
 # mostly what a log holds, now and then one of the values above
 _FIELD = st.integers(0, 30).flatmap(lambda rare: st.integers(1, 4).map(str) if rare else _VALUES)
 _LINES = st.one_of(
