@@ -44,11 +44,12 @@ def run(options: argparse.Namespace) -> int:
     common += [] if options.threads is None else ["--threads", str(options.threads)]
     common += ["--quiet"] * options.quiet
     for words in commands(folder):
+        if words[0] == "compare":  # the leaderboard is to come last
+            print(f"\nEverything is in {folder}; made in {time.monotonic() - started:.0f} s.")
         print(f"\n$ {shlex.join(['forethought', *words])}", flush=True)
         code = main([*words, *common])
         if code:
             return code
-    print(f"Everything is in {folder}; made in {time.monotonic() - started:.0f} s.")
     return 0
 
 
