@@ -29,6 +29,17 @@ class RecommenderConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers
     num_items: int = 0
     max_length: int = 50
 
+    def validate_sizes(self) -> None:
+        """Of the sizes that many models share, those that a config has: what no network can be made of is refused."""
+        for key in ("max_length", "hidden_size", "num_blocks", "num_heads", "negatives"):
+            if getattr(self, key, 1) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it has to be at least 1")
+        if not 0 <= getattr(self, "dropout", 0) < 1:
+            raise ValueError(f"dropout is {getattr(self, 'dropout', 0)}; it has to be at least 0 and less than 1")
+        width, heads = getattr(self, "hidden_size", 0), getattr(self, "num_heads", 1)
+        if width % heads:
+            raise ValueError(f"hidden_size {width} cannot be shared by {heads} heads; choose a multiple")
+
 
 @dataclass
 class RecommenderOutput(ModelOutput):  # type: ignore[misc]

@@ -253,7 +253,8 @@ def build(recipe: Recipe, dataset: Dataset) -> Recommender:
     try:
         model = kind(kind.config_class(num_items=dataset.num_items, **settings))
     except (ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
-        raise RecipeError(f"The model section of recipe {recipe.name} does not make a model: {error}.") from error
+        reason = str(error).rstrip(".")
+        raise RecipeError(f"The model section of recipe {recipe.name} does not make a model: {reason}.") from error
     model.observe(dataset)
     return model
 
