@@ -36,8 +36,8 @@ from forethought.recommenders.record import (
     write_record,
 )
 from forethought.training.checkpoints import seal, verify
+from forethought.training.devices import find_device
 from forethought.training.recipe import Recipe
-from forethought.training.trainer import Trainer, find_device
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -177,6 +177,8 @@ def train(
     Raises:
         RecipeError, DataError, ArtefactError: recipe, data or run folder are not what they have to be.
     """
+    from forethought.training.trainer import Trainer  # seconds to import, and opening a run does without
+
     if seed is not None:
         overrides = {**(overrides or {}), "seed": seed}
     recipe = read_recipe(recipe, overrides)

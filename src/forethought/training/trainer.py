@@ -26,6 +26,7 @@ from forethought.errors import ArtefactError, RecipeError
 from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import rank_targets
 from forethought.training.checkpoints import checkpoint_path, checkpoints, publish, seal, verify
+from forethought.training.devices import find_device
 from forethought.training.ema import AverageWeights, ExponentialMovingAverage
 from forethought.training.memory import keep_freed_memory
 from forethought.training.progress import JsonLines, ProgressBar
@@ -337,23 +338,6 @@ def training_arguments(recipe: Recipe, output: Path, device: str | None, *, eval
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs in one process would be DataParallel; several processes are wanted
     return arguments
-
-
-def find_device(name: str | None) -> torch.device:
-    """The device of that name; by default the accelerator, where there is one.
-
-    Raises:
-        RecipeError: this machine has no such device.
-    """
-    there = torch.accelerator.current_accelerator(check_available=True)
-    if name is None:
-        return there or torch.device("cpu")
-    with contextlib.suppress(RuntimeError):  # not the name of a device at all
-        device = torch.device(name)
-        known = there is not None and device.type == there.type
-        if device.type == "cpu" or (known and (device.index or 0) < torch.accelerator.device_count()):
-            return device
-    raise RecipeError(f"There is no device {name!r} on this machine; use --device cpu.")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
