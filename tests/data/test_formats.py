@@ -190,6 +190,13 @@ def test_named_format(build: Callable[[Path], Path], name: str, user: object, it
         assert Interactions.read(path).provenance["reader"] == name
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_movielens_titles_in_either_encoding(encoding: str, tmp_path: Path) -> None:
+    movielens_dat(tmp_path)
+    (tmp_path / "movies.dat").write_bytes("1::Amélie::Drama\n".encode(encoding))
+    assert Interactions.read(tmp_path).prepare().catalog.title(1) == "Amélie"
+
+
 def test_user_item_lines(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("1 5\n1 3\n2 9\n1 4\n2 8\n2 7\n")
     interactions = Interactions.read(tmp_path / "log.txt")

@@ -135,5 +135,8 @@ def _by_signature(names: list[str], layout: str) -> Format:
 
 
 def guess_table(path: Path) -> Table:
-    """How a file of items is written."""
+    """How a file of items is written, by its name or else by its content."""
+    for form in FORMATS.values():
+        if form.item_table is not None and any(path.match(pattern) for pattern in form.item_files):
+            return form.item_table
     return _of_file(path).table

@@ -10,6 +10,7 @@ import shutil
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -187,7 +188,7 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
             for member, name in zip(files, names, strict=True):
                 with members.open(member) as packed, (folder / name).open("wb") as file:
                     shutil.copyfileobj(packed, file, BLOCK)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise DataError(f"{archive.name} is a damaged zip file ({error}); nothing was kept.") from error
 
 

@@ -143,8 +143,16 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
     with opened(path) as file:
         try:
             for number, line in enumerate(file, 1):
-                text = line.decode(encoding)
+                text = _decode(line, encoding)
                 if text.strip():
                     yield number, text.removeprefix("\ufeff") if number == 1 else text
         except UnicodeDecodeError as error:
             raise DataError(f"{path}, line {number} is not {encoding} text; convert the file to UTF-8.") from error
+
+
+def _decode(line: bytes, encoding: str) -> str:
+    """UTF-8 where it is; a format known as latin-1 has UTF-8 files too (MovieLens-10M)."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode(encoding)

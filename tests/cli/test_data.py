@@ -1,0 +1,101 @@
+"""``forethought data`` from the command line: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from forethought.cli import main
+from forethought.data.dataset import Dataset
+from tests.data.logs import SEQUENCES, sequences_of, write_csv
+
+Printed = pytest.CaptureFixture[str]
+
+
+def test_prepare(tmp_path: Path, capsys: Printed) -> None:
+    log, out = write_csv(tmp_path / "log.csv"), tmp_path / "out"
+    assert main(["data", "prepare", str(log), "--out", str(out), "--quiet"]) == 0
+    dataset = Dataset.open(out, verify=True)
+    assert sequences_of(dataset) == SEQUENCES
+    printed = capsys.readouterr()
+    assert "4 users, 5 items, 12 events; leave-one-out: 3 validation and 3 test cases" in printed.out
+    assert "1 users have too few events to be tested" in printed.out
+    assert printed.err == ""
+
+
+def test_prepare_with_every_option(tmp_path: Path, capsys: Printed) -> None:
+    log, out = tmp_path / "log.tsv", tmp_path / "out"
+    rows = [
+        f"{u}\t{i}\t{t}\t{r}" for u in range(6) for i, t, r in ((1, 1, 5), (2, 2, 5), (2, 3, 5), (3, 4, 1), (4, 5, 4))
+    ]
+    log.write_text("\n".join(["who\twhat\twhen\tstars", *rows, "9\t1\tnever\t5"]) + "\n")
+    (tmp_path / "items.csv").write_text("key,title\n1,One\n2,Two\n")
+    words = f"""data prepare {log} --out {out} --format tsv --user-column who --item-column what --time-column when
+        --rating-column stars --min-rating 2 --duplicates consecutive --k-core 2 --min-length 2 --max-length 3
+        --split user-split --seed 4 --on-error drop --items {tmp_path / "items.csv"} --items-id key --name mine
+        --engine duckdb --threads 1 --quiet""".split()
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "dropped 1 rows (time: unparsable time)" in printed
+    assert "duplicates: 6 events left out, 18 remain" in printed
+    manifest = Dataset.open(out).manifest
+    assert (manifest["name"], manifest["protocol"]) == ("mine", "user-split")
+    assert manifest["rules"][-1]["seed"] == 4
+    assert manifest["provenance"]["items"]["described"] == 2
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*words, "--replace"]) == 0
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    log = write_csv(tmp_path / "log.csv", [("u", "a", 1), ("u", "b", "soon"), ("u", "c", 3)])
+    run = subprocess.run(
+        [sys.executable, "-m", "forethought", "data", "prepare", str(log), "--out", str(tmp_path / "out")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stdout == ""
+    lines = run.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"forethought: error: {log}, row 2 (line 3), column 'timestamp': 'soon' is no time")
+    assert not (tmp_path / "out").exists()
+
+
+def test_check(tmp_path: Path, capsys: Printed) -> None:
+    words = ["data", "check", "bundled:movielens-latest-small", "--quiet"]
+    assert main([*words, "--json", str(tmp_path / "r.json"), "--figure", str(tmp_path / "r.png")]) == 0
+    printed = capsys.readouterr()
+    assert "users whose last two events tie" in printed.out
+    assert "look into the future" in " ".join(printed.out.split())
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["counts"]["events"] == 100_836
+    assert (tmp_path / "r.png").stat().st_size > 20_000
+    log = write_csv(tmp_path / "log.csv")
+    assert main(["data", "prepare", str(log), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert main(["data", "check", str(tmp_path / "out"), "--quiet"]) == 0
+    assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
+
+
+def test_download(tmp_path: Path, capsys: Printed) -> None:
+    log = write_csv(tmp_path / "log.csv")
+    files = lambda *args, **kept: SimpleHTTPRequestHandler(*args, directory=str(tmp_path), **kept)  # noqa: E731
+    with ThreadingHTTPServer(("127.0.0.1", 0), files) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = ["data", "download", "mine", "--url", f"http://127.0.0.1:{server.server_port}/log.csv", "--quiet"]
+        words += ["--out", str(tmp_path / "got")]
+        assert main(words) == 2
+        assert "--accept-unverified" in capsys.readouterr().err
+        assert main([*words, "--sha256", "0" * 64]) == 2
+        assert "expected 0000" in capsys.readouterr().err
+        assert main([*words, "--sha256", hashlib.sha256(log.read_bytes()).hexdigest()]) == 0
+        server.shutdown()
+    printed = capsys.readouterr().out
+    assert f"next: forethought data prepare {tmp_path / 'got'} --out DIR" in printed
+    assert (tmp_path / "got" / "log.csv").read_bytes() == log.read_bytes()
