@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import Any
 
 
@@ -28,6 +29,13 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from forethought.recommenders.run import train
 
+    # set by 'accelerate launch --num_processes N', which still starts one process where it finds no GPU and no MPI
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        print(
+            "forethought: accelerate started one process only; for N on a CPU use "
+            "'torchrun --nproc-per-node N -m forethought train …'.",
+            file=sys.stderr,
+        )
     overrides = options.overrides if options.name is None else {**options.overrides, "name": options.name}
     trained = train(
         options.recipe,

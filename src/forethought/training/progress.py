@@ -52,6 +52,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers ships 
         )
         self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
         self.progress.start()
+        self.progress.console.print(f"training in {Path(args.output_dir).parent}", highlight=False, soft_wrap=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.monotonic()
@@ -71,6 +72,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers ships 
                 f"epoch {state.epoch or 0:.2f}  step {state.global_step}  {self.loss}  "
                 f"valid {self.metric} {valid:.4f}{mark}",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
