@@ -6,7 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from forethought.nn.attention import causal_attention
+from forethought.nn.dropout import Dropout
 
 Norm = Literal["pre", "original"]
 
@@ -28,7 +30,7 @@ class CausalAttention(nn.Module):
         """``queries`` and ``context`` float ``[B, L, d]`` → float ``[B, L, d]``."""
         q = self.query(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = causal_attention(q, k, v)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 
@@ -49,9 +51,9 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width)
         activation = nn.GELU() if norm == "pre" else nn.ReLU()
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, inner), activation, nn.Dropout(dropout), nn.Linear(inner, width), nn.Dropout(dropout)
+            nn.Linear(width, inner), activation, Dropout(dropout), nn.Linear(inner, width), Dropout(dropout)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """float ``[B, L, d]`` → float ``[B, L, d]``."""
@@ -82,7 +84,7 @@ class CausalEncoder(nn.Module):
         super().__init__()
         self.scale = width**0.5 if norm == "original" else 1.0
         self.positions = nn.Parameter(torch.randn(max_length, width) * 0.02)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, inner, dropout, norm) for _ in range(blocks))
         self.final_norm = nn.LayerNorm(width)
 

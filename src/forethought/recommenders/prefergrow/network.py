@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forethought.nn.attention import causal_attention
+from forethought.nn.dropout import Dropout
+
 ScoreMethod = Literal["oricos", "diffcos", "diffcosNorm", "oricosNorm1", "oricosNorm2", "untied"]
 
 
@@ -30,7 +33,7 @@ class PaperBlock(nn.Module):
         self.query_norm, self.attention_norm, self.final_norm = (nn.LayerNorm(width, bias=False) for _ in range(3))
         self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         frequency = 1e4 ** (-torch.arange(0, width, 2) / width)
         angle = torch.arange(max_length)[:, None] * frequency
         self.register_buffer("cos", angle.cos().repeat(1, 2))
@@ -47,7 +50,7 @@ class PaperBlock(nn.Module):
             layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, source in ((self.query, normal), (self.key, vectors), (self.value, vectors))
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=vectors.shape[-1] ** -0.5)
+        mixed = causal_attention(q, k, v, scale=vectors.shape[-1] ** -0.5)
         states = self.attention_norm(normal + mixed.transpose(1, 2).flatten(2))
         inner = self.dropout(F.relu(self.inner(states)))
         states = self.feed_forward_norm(states + self.dropout(self.outer(inner)))
