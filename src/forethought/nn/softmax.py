@@ -24,31 +24,33 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, vectors: Tensor, bias: Tensor | None, target: Tensor, dtype: torch.dtype
     ) -> Tensor:
         rows = max(CHUNK // len(vectors), 1)
-        narrow = vectors.to(dtype)
+        narrow_hidden, narrow_vectors = hidden.to(dtype), vectors.to(dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_vectors = torch.zeros_like(vectors)
         grad_bias = torch.zeros_like(bias) if bias is not None else None
-        loss = hidden.new_zeros(len(hidden))
+        loss = hidden.new_zeros(())
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            states, wanted = hidden[part], target[part]
-            weights = (states.to(dtype) @ narrow.T).to(vectors.dtype)
+            logits = (narrow_hidden[part] @ narrow_vectors.T).to(vectors.dtype)
             if bias is not None:
-                weights += bias
-            chosen = weights.gather(1, wanted[:, None])[:, 0]
-            peak = weights.amax(dim=1, keepdim=True)
-            total = weights.sub_(peak).exp_().sum(dim=1, keepdim=True)
-            loss[part] = total.log()[:, 0] + peak[:, 0] - chosen
-            # softmax - onehot, with the division moved to the narrow factor and the onehot applied as a gather
-            low = weights.to(dtype)
-            grad_hidden[part] = (low @ narrow).to(hidden.dtype) / total - vectors[wanted]
-            grad_vectors += (low.T @ (states / total).to(dtype)).to(vectors.dtype)
-            grad_vectors.index_add_(0, wanted, states, alpha=-1)
+                logits += bias
+            chosen = logits.gather(1, target[part, None])[:, 0]
+            peak = logits.amax(dim=1)
+            probabilities = torch.softmax(logits, dim=1, out=logits)
+            # the logarithm of the partition, from the largest probability = exp(peak) / partition
+            loss += (peak - probabilities.amax(dim=1).log() - chosen).sum()
+            low = probabilities.to(dtype)
+            grad_hidden[part] = low @ narrow_vectors
+            grad_vectors += low.T @ narrow_hidden[part]
             if grad_bias is not None:
-                grad_bias += (weights / total).sum(dim=0)
-                grad_bias.index_add_(0, wanted, grad_bias.new_ones(len(wanted)), alpha=-1)
+                grad_bias += probabilities.sum(dim=0)
+        # softmax - onehot, the onehot applied as a look-up
+        grad_hidden -= vectors[target]
+        grad_vectors.index_add_(0, target, hidden, alpha=-1)
+        if grad_bias is not None:
+            grad_bias.index_add_(0, target, grad_bias.new_ones(len(target)), alpha=-1)
         ctx.save_for_backward(grad_hidden, grad_vectors, grad_bias)
-        return loss.sum()
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
