@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from forethought.data.dataset import Dataset
     from forethought.data.interactions import Interactions
     from forethought.errors import ArtefactError, DataError, ForethoughtError, RecipeError
+    from forethought.evaluation.compare import compare
     from forethought.evaluation.evaluator import Evaluation, evaluate
     from forethought.nn.thought import Thought
     from forethought.recommenders import model_class
     from forethought.recommenders.base import Recommender
     from forethought.recommenders.run import Run, train
+    from forethought.recommenders.tuning import tune
     from forethought.training.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -35,9 +37,11 @@ _HOMES = {
     "Recommender": "forethought.recommenders.base",
     "Run": "forethought.recommenders.run",
     "Thought": "forethought.nn.thought",
+    "compare": "forethought.evaluation.compare",
     "evaluate": "forethought.evaluation.evaluator",
     "model_class": "forethought.recommenders",
     "train": "forethought.recommenders.run",
+    "tune": "forethought.recommenders.tuning",
 }
 
 __all__ = [
@@ -53,9 +57,11 @@ __all__ = [
     "Recommender",
     "Run",
     "Thought",
+    "compare",
     "evaluate",
     "model_class",
     "train",
+    "tune",
 ]
 
 
