@@ -117,11 +117,10 @@ class _ScoreEntropy(torch.autograd.Function):
         if grad_vectors is None:
             grad_vectors = torch.zeros_like(vectors)
         # The part linear in the scores, sum over y != x_t of r_y s_y: a sum of p_y v_y, and two rows of the table.
-        weighted_vectors = p[:, None] * vectors
         if kernel.groups is None:
-            mean = weighted_vectors.sum(dim=0).expand_as(query)
+            mean = (p @ vectors).expand_as(query)
         else:
-            mean = _by_group(kernel, weighted_vectors)[kernel.groups[x_t]]
+            mean = _by_group(kernel, p[:, None] * vectors)[kernel.groups[x_t]]
         v_0, v_t, p_t = vectors[x_0], vectors[x_t], p[x_t]
         pull = slope[:, None] * (mean - p_t[:, None] * v_t) + spike[:, None] * v_0  # d(linear)/d(query)
         linear = (query * pull).sum(dim=1)
