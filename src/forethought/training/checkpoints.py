@@ -15,6 +15,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of an optimiser step lies."""
     return folder / f"checkpoint-{step}"
 
 

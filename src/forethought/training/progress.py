@@ -79,6 +79,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers ships 
         self.close()
 
     def close(self) -> None:
+        """Take the bar off the terminal."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -109,6 +110,7 @@ class JsonLines(TrainerCallback):  # type: ignore[misc]  # transformers ships no
         self.close()
 
     def close(self) -> None:
+        """Close the file."""
         if self.file is not None:
             self.file.close()
             self.file = None
