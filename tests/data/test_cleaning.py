@@ -180,5 +180,14 @@ def test_an_ibis_table_on_spark_stays_there() -> None:
     dataset = Interactions.from_table(table, row_column="place").prepare()
     assert dataset.manifest["provenance"]["engine"] == "pyspark"
     assert sequences_of(dataset) == {"u": ["c", "a", "b", "d"]}
+    moments = session.sql(
+        "SELECT 'u' AS user, id AS item, timestamp_millis(1577836800250 + id) AS timestamp FROM range(3)"
+    )
+    moments.createOrReplaceTempView("moments")
+    session.conf.set("spark.sql.session.timeZone", "America/New_York")
+    times = Interactions.from_table(ibis.pyspark.connect(session).table("moments")).prepare().sequences.times
+    assert times is not None
+    assert times.tolist() == [1577836800250, 1577836800251, 1577836800252]
+    session.conf.set("spark.sql.session.timeZone", "UTC")
     with pytest.raises(DataError, match="column 'timestamp': the value is missing"):
         Interactions.from_table(table.mutate(timestamp=ibis.null("int64")))

@@ -204,6 +204,20 @@ def test_user_item_lines(tmp_path: Path) -> None:
     assert sequences_of(interactions.prepare()) == {1: [5, 3, 4], 2: [9, 8, 7]}
 
 
+@pytest.mark.parametrize("odd", ["1 5 \n", "1  5\n", "\t1 5\n", "1\t5\n", "1 5\r\n", "\n1 5\n"])
+def test_user_item_lines_of_any_spacing(odd: str, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text(f"1 4\n{odd}1 6\n2 5\n")
+    assert sequences_of(Interactions.read(tmp_path / "log.txt", "user-item").prepare()) == {1: [4, 5, 6], 2: [5]}
+
+
+@pytest.mark.parametrize("layout", ["user-item", "user-sequence"])
+def test_ids_in_lines_may_hold_quotes_and_other_white_space(layout: str, tmp_path: Path) -> None:
+    items = ['"a"', "b\u00a0c", "d\u3000e", "f\u2028g", "'", "#h"]
+    lines = [f"u\u00a0v {item}" for item in items] if layout == "user-item" else [" ".join(["u\u00a0v", *items])]
+    (tmp_path / "log.txt").write_text("\n".join(lines) + "\n")
+    assert sequences_of(Interactions.read(tmp_path / "log.txt", layout).prepare()) == {"u\u00a0v": items}
+
+
 def test_user_sequence_lines(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("ann 5 3 4\r\nbob   9 8 7\r\n\r\nann 6\n")
     interactions = Interactions.read(tmp_path / "log.txt")

@@ -109,6 +109,24 @@ def test_an_ibis_table_without_an_order_breaks_ties_by_item() -> None:
     assert sequences_of(dataset) == SEQUENCES
 
 
+def test_times_that_hang_on_a_foreign_time_zone_are_refused() -> None:
+    database = ibis.duckdb.connect()
+    database.raw_sql("SET TimeZone = 'America/New_York'")
+    for written in (["2020-01-01"] * 3, pa.array([1577836800] * 3, pa.timestamp("s", "UTC"))):
+        table = database.create_table(
+            "events", pa.table({"user": [1] * 3, "item": [1, 2, 3], "timestamp": written}), overwrite=True
+        )
+        with pytest.raises(DataError, match="another engine give times as Unix numbers"):
+            Interactions.from_table(table)
+    naive = pa.array([1577836800] * 3, pa.timestamp("s"))
+    table = database.create_table(
+        "events", pa.table({"user": [1] * 3, "item": [1, 2, 3], "timestamp": naive}), overwrite=True
+    )
+    dataset = Interactions.from_table(table).prepare()
+    assert dataset.sequences.times is not None
+    assert set(dataset.sequences.times.tolist()) == {1577836800000}
+
+
 def test_ties_follow_the_rows_of_the_source(tmp_path: Path) -> None:
     rows = [("u", item, 7) for item in "zaymb"]
     dataset = Interactions.read(write_csv(tmp_path / "log.csv", rows)).prepare()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import re
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -52,7 +51,9 @@ def plain(path: Path, workspace: Workspace) -> Path:
             return path
     target = workspace.folder / path.stem
     with opened(path) as source, target.open("wb") as copy:
-        shutil.copyfileobj(source, copy, 1 << 20)
+        while block := source.read(1 << 20):
+            with workspace.limits():
+                copy.write(block)
     return target
 
 

@@ -114,7 +114,8 @@ class Interactions:
             columns = {role: name for role, name in columns.items() if name in present or role not in form.optional}
         workspace = Workspace(threads=threads)
         staged = stage(workspace, files, form.table, columns, drop=on_error == "drop")
-        table, dropped = canonical(staged, on_error, "text" if form.text_ids else ids)
+        with workspace.limits():
+            table, dropped = canonical(staged, on_error, "text" if form.text_ids else ids)
         provenance = {
             "source": given,
             "sha256": {file.name: _sha256(file) for file in files},
@@ -150,7 +151,7 @@ class Interactions:
         """Take a pandas, polars or Arrow table, or any ibis table.
 
         An ibis table stays where it is: all cleaning runs there. It has no order of its own, so ties in time are broken
-        by item id unless ``row_column`` (whole numbers) names an order.
+        by item id unless ``row_column`` (whole numbers) names an order; its times are Unix numbers or timestamps.
 
         Raises:
             DataError: what is wrong, in which row and column.
@@ -163,6 +164,7 @@ class Interactions:
         workspace = Workspace(threads=threads)
         if isinstance(table, ir.Table):
             require(name, table.columns, columns)
+            _refuse_zones(table, name, columns.get("time"))
             staged = Staged(table.select(**{role: table[column] for role, column in columns.items()}), name, columns)
         else:
             arrow = _arrow(table, name)
@@ -217,7 +219,7 @@ class Interactions:
 
         Raises:
             DataError: nothing is left, or the split does not fit the data.
-            ArtefactError: ``out`` cannot be written.
+            ArtefactError: ``out`` cannot be written, or the scratch folder (in TMPDIR) is full.
         """
         say = progress or (lambda stage: None)
         if split is not None and split not in SPLITS:
@@ -225,10 +227,11 @@ class Interactions:
         rules = Rules(min_rating, duplicates, k_core, min_length, max_length)
         order, tie_rule = order_of(self.table)
         say("cleaning")
-        table, store, drop = self._engine()
-        table, report = clean(table, rules, store, drop)
-        say("sorting")
-        laid = lay_out(table, order, self.workspace.folder)
+        with self.workspace.limits():
+            table, store, drop = self._engine()
+            table, report = clean(table, rules, store, drop)
+            say("sorting")
+            laid = lay_out(table, order, self.workspace.folder)
         say("splitting")
         described, item_report = describe(laid.items, self.items)
         dataset = assemble(
@@ -272,6 +275,17 @@ def _item_source(items: Any, items_id: str | None) -> ItemSource | None:
     return ItemSource(
         items if isinstance(items, pa.Table) else Path(items), None, {"id": items_id} if items_id else None
     )
+
+
+def _refuse_zones(table: ir.Table, name: str, column: str | None) -> None:
+    """Refuse times whose meaning hangs on the time zone of a session that is not ours."""
+    kind = None if column is None else table[column].type()
+    zoned = kind is not None and kind.is_timestamp() and kind.timezone and table.get_backend().name != "pyspark"
+    if kind is not None and (kind.is_string() or zoned):
+        raise DataError(
+            f"{name}, column {column!r} holds {kind}; in a table of another engine give times as Unix numbers or as "
+            "timestamps without a zone (in UTC), so that no session's time zone moves them."
+        )
 
 
 def _arrow(table: Any, name: str) -> pa.Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,12 @@ def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
     Args:
         table: ``user``, ``item`` and where known ``time``, ``rating``, ``action``, ``part``.
         order: the columns that put a user's events in order.
-        scratch: folder for the arrays.
+        scratch: folder for the arrays; each call makes a folder of its own there, for arrays may still be mapped.
+
+    Raises:
+        OSError: there is no room in the scratch folder.
     """
+    folder = Path(tempfile.mkdtemp(dir=scratch))
     events = int(table.count().to_pyarrow().as_py())
     items = _one_chunk(table.select("item").distinct().order_by("item").to_pyarrow()["item"])
     actions = pa.array([], pa.string())
@@ -56,10 +62,7 @@ def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
     if "action" in table.columns:
         dtypes["actions"] = np.int16
         actions = _one_chunk(table.select("action").distinct().order_by("action").to_pyarrow()["action"])
-    arrays = {
-        name: np.lib.format.open_memmap(scratch / f"{name}.npy", mode="w+", dtype=dtype, shape=(events,))
-        for name, dtype in dtypes.items()
-    }
+    arrays = {name: _mapped(folder / f"{name}.npy", dtype, events) for name, dtype in dtypes.items()}
     names = [name for name in ("user", "item", "time", "rating", "action", "part") if name in table.columns]
     starts: list[npt.NDArray[np.int64]] = []
     users: list[pa.Array] = []
@@ -89,6 +92,14 @@ def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
     sequences = Sequences(offsets, arrays["items"], arrays.get("times"), arrays.get("actions"), arrays.get("ratings"))
     owners = pa.concat_arrays(users)
     return Layout(sequences, owners, items, actions.to_pylist(), np.concatenate(parts) if parts else None)
+
+
+def _mapped(path: Path, dtype: Any, length: int) -> npt.NDArray[Any]:
+    """An array in a new file, whose room is taken at once: writing into a hole on a full disk ends the process."""
+    array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

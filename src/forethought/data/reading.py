@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import itertools
 import json
@@ -33,6 +34,8 @@ from forethought.data.workspace import Workspace
 from forethought.errors import DataError
 
 ROWS_AT_ONCE = 200_000
+_PAIRS = Table("csv", " ", ("user", "item"), quoted=False)
+_FIELD = re.compile(r"[^ \t\r\n\v\f]+")  # an id may hold other white space, such as a no-break space
 
 
 @dataclass
@@ -86,11 +89,15 @@ def stage(
             return _stage_parquet(workspace, paths, columns)
         if table.layout == "duckdb":
             return _stage_duckdb(workspace, paths[0], columns)
+        if table.layout == "user-item" and not drop:
+            with contextlib.suppress(duckdb.Error):
+                return _stage_pairs(workspace, paths[0])
         return _stage_lines(workspace, paths, table, drop)
     except duckdb.Error as error:
+        with workspace.limits():  # what went wrong in the scratch folder is not the file's fault
+            if isinstance(error, duckdb.OutOfMemoryException) or str(workspace.folder) in str(error):
+                raise
         raise DataError(_sentence(paths[0], error)) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{paths[0]} is not {error.encoding} text ({error.reason}); convert it to UTF-8.") from error
     except OSError as error:
         raise DataError(f"{error.filename or paths[0]} cannot be read: {error.strerror or error}.") from error
 
@@ -225,9 +232,22 @@ def _stage_python(workspace: Workspace, path: Path, columns: Mapping[str, str], 
                 dropped["malformed line"] = dropped.get("malformed line", 0) + 1
 
     dropped: dict[str, int] = {}
-    first = ast.literal_eval(next(line for _, line in numbered_lines(path)))
-    require(path, first, columns)
+    try:
+        first = ast.literal_eval(head_lines(path, 1)[0])
+        names = list(first)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise DataError(f"{path} is no file of Python dicts: its first line cannot be read as one.") from error
+    require(path, names, columns)
     return _stage_rows(workspace, path, rows(), [(role, pa.string()) for role in columns], columns, dropped)
+
+
+def _stage_pairs(workspace: Workspace, path: Path) -> Staged:
+    """The quick way for lines of just two fields and one space; DuckDB raises at any other line."""
+    staged = _stage_csv(workspace, path, _PAIRS, {"user": "user", "item": "item"}, drop=False)
+    odd = workspace.sql("SELECT 1 FROM raw WHERE regexp_matches(concat(\"user\", item), '\\s') OR item IS NULL LIMIT 1")
+    if odd:
+        raise duckdb.InvalidInputException("a field holds white space")
+    return staged
 
 
 def _stage_lines(workspace: Workspace, paths: list[Path], table: Table, drop: bool) -> Staged:
@@ -243,7 +263,7 @@ def _stage_lines(workspace: Workspace, paths: list[Path], table: Table, drop: bo
         user = 0
         for part, path in zip(parts, paths, strict=False):
             for number, line in numbered_lines(path):
-                fields = line.split()
+                fields = _FIELD.findall(line)
                 if table.layout == "preferdiff":
                     user += 1
                     for item in fields:
@@ -277,8 +297,9 @@ def _stage_rows(
     schema = pa.schema([*fields, ("line", pa.int64())])
     types = ", ".join(f"{quoted(name)} {'BIGINT' if name == 'line' else 'VARCHAR'}" for name in schema.names)
     workspace.sql(f"CREATE OR REPLACE TABLE raw ({types})")
-    for batch in itertools.batched(rows, ROWS_AT_ONCE) if hasattr(itertools, "batched") else _batched(rows):
-        chunk = pa.table([pa.array(column) for column in zip(*batch, strict=True)], schema=schema)
+    while batch := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        columns_here = zip(schema, zip(*batch, strict=True), strict=True)
+        chunk = pa.table([pa.array(values, field.type) for field, values in columns_here], schema=schema)
         workspace.backend.con.register("chunk", chunk)
         workspace.sql("INSERT INTO raw SELECT * FROM chunk")
         workspace.backend.con.unregister("chunk")
@@ -289,11 +310,6 @@ def _stage_rows(
     staged = _staged(workspace, path, columns, line=line, dropped=dropped)
     staged.table = staged.table.drop("line")
     return staged
-
-
-def _batched(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    while batch := list(itertools.islice(rows, ROWS_AT_ONCE)):
-        yield batch
 
 
 def _sentence(path: Path, error: duckdb.Error) -> str:

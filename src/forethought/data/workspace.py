@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import ibis
 import ibis.expr.types as ir
+
+from forethought.errors import ArtefactError
 
 MEMORY = "1GB"
 
@@ -47,6 +52,22 @@ class Workspace:
         self._tables += 1
         table: ir.Table = self.backend.create_table(f"step_{self._tables}", expression)
         return table
+
+    @contextlib.contextmanager
+    def limits(self) -> Iterator[None]:
+        """Say in one sentence that memory or the scratch folder ran out.
+
+        Raises:
+            ArtefactError: they did.
+        """
+        try:
+            yield
+        except (duckdb.IOException, duckdb.OutOfMemoryException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            place = self.folder.parent
+            raise ArtefactError(
+                f"Working space ran out ({reason}); free some in {place} or set TMPDIR to a larger disk."
+            ) from error
 
     def drop(self, table: ir.Table) -> None:
         """Forget a table that :meth:`store` returned."""

@@ -1,0 +1,93 @@
+"""What happens when the scratch space runs out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from forethought.data.interactions import Interactions
+from forethought.data.workspace import Workspace
+from tests.data.logs import SEQUENCES, sequences_of, write_csv
+
+# DuckDB has 20 MB, the disk 40 MB: neither 4 million rows in memory nor the spilled rest have room.
+FULL_SCRATCH = """
+import sys
+from pathlib import Path
+from forethought.cli import main
+from forethought.data import workspace
+workspace.MEMORY = "20MB"
+workspace.Workspace.__init__.__defaults__ = ("20MB", None)
+sys.exit(main(["data", "prepare", sys.argv[1], "--out", sys.argv[2], "--quiet", "--threads", "1"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_scratch_disk_is_one_sentence(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(scratch)], capture_output=True
+    ).returncode == 0  # fmt: skip
+    if not mounted:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        random = np.random.default_rng(0)
+        log = tmp_path / "log.csv"
+        with log.open("w") as file:
+            file.write("user,item,timestamp\n")
+            np.savetxt(file, random.integers(0, 10**6, (4_000_000, 3)), fmt="%d", delimiter=",")
+        run = subprocess.run(
+            [sys.executable, "-c", FULL_SCRATCH, str(log), str(tmp_path / "out")],
+            capture_output=True, text=True, env={**os.environ, "TMPDIR": str(scratch)},
+        )  # fmt: skip
+        assert run.returncode == 2, run.stderr
+        assert run.stderr.startswith("forethought: error: Working space ran out ("), run.stderr
+        assert "TMPDIR" in run.stderr
+        assert len(run.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+        assert list(scratch.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(scratch)], check=True)
+
+
+def test_the_scratch_folder_goes_away_and_the_data_stay(tmp_path: Path) -> None:
+    interactions = Interactions.read(write_csv(tmp_path / "log.csv"))
+    folder = interactions.workspace.folder
+    first = interactions.prepare()
+    second = interactions.prepare(k_core=2)
+    assert folder.is_dir()
+    interactions.close()
+    assert not folder.exists()
+    assert sequences_of(first) == SEQUENCES  # its arrays are mapped from files that no longer have a name
+    assert second.manifest["counts"]["events"] < first.manifest["counts"]["events"]
+
+
+def test_large_tables_spill_to_disk(tmp_path: Path) -> None:
+    workspace = Workspace("30MB", threads=1)
+    kept = [
+        workspace.store(workspace.backend.sql(f"SELECT range + {n} AS a, hash(range) AS b FROM range(2000000)"))
+        for n in range(2)
+    ]
+    assert any((workspace.folder / "spill").iterdir())
+    assert [table.count().to_pyarrow().as_py() for table in kept] == [2_000_000] * 2
+    workspace.drop(kept[0])
+    assert kept[1].a.max().to_pyarrow().as_py() == 2_000_000
+
+
+def test_names_that_need_quoting(tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s "odd" [dir]*?'
+    folder.mkdir()
+    table = pa.table({'us"er': [1, 1, 1], "it'em": [1, 2, 3], "time; DROP": [1, 2, 3]})
+    log = folder / "a'b.csv"
+    table.to_pandas().to_csv(log, index=False)
+    names = ('us"er', "it'em", "time; DROP")
+    assert len(Interactions.read(log, "auto", *names)) == 3
+    table.to_pandas().to_parquet(folder / "a'b.parquet")
+    assert len(Interactions.read(folder / "a'b.parquet", "auto", *names)) == 3
+    assert len(Interactions.from_table(table, *names)) == 3
