@@ -83,7 +83,7 @@ class Run:
         info = read_record(path)
         if not (path / "model" / "config.json").is_file():
             raise ArtefactError(
-                f"{path} is not finished (it is {info['status']}); go on with "
+                f"{path} holds no trained model (its status is {info['status']}); go on with "
                 f"'forethought train … --out {path} --resume'."
             )
         recipe = Recipe.load(path / "recipe.yaml", _config_class)
