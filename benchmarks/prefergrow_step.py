@@ -105,7 +105,8 @@ def main() -> None:
     print(f"  fused, bfloat16         {times['bf16']:7.1f} ms")
     print(f"  fused / bare {times['fused'] / times['bare']:.2f}   plain / fused {times['plain'] / times['fused']:.2f}")
     print(
-        f"  plain / bfloat16 {times['plain'] / times['bf16']:.2f}   memory plain / fused {memory['plain'] / memory['fused']:.2f}"
+        f"  plain / bfloat16 {times['plain'] / times['bf16']:.2f}"
+        f"   memory plain / fused {memory['plain'] / memory['fused']:.2f}"
     )
     print(f"  largest relative difference of loss and gradients {worst:.1e}")
 
@@ -157,7 +158,8 @@ def ranking(rounds: int) -> None:
     times = milliseconds({"two": two, "mixed": mixed, "bf16": mixed_half}, rounds)
     print(f"(ii) guided scores of {users} users over {ITEMS} items")
     print(
-        f"  two head products {times['two']:.1f} ms   one mixed product {times['mixed']:.1f} ms   in bfloat16 {times['bf16']:.1f} ms"
+        f"  two head products {times['two']:.1f} ms   one mixed product {times['mixed']:.1f} ms"
+        f"   in bfloat16 {times['bf16']:.1f} ms"
     )
     print(f"  two / one {times['two'] / times['mixed']:.2f}   two / one in bfloat16 {times['two'] / times['bf16']:.2f}")
     error = float((mixed() - two()).abs().max() / two().abs().max())

@@ -208,9 +208,8 @@ class PreferGrow(Recommender):
         else:
             loss_of = fused.soft_label_bce if config.loss == "bce" else fused.score_entropy
             offset, sides = self._offset(kernel, x_t, alpha)
-            loss = loss_of(
-                torch.cat([query, offset.to(query.dtype)], dim=1), torch.cat([vectors, sides], dim=1), kernel, noise, bias
-            )
+            query_and_offset = torch.cat([query, offset.to(query.dtype)], dim=1)
+            loss = loss_of(query_and_offset, torch.cat([vectors, sides], dim=1), kernel, noise, bias)
         if config.ce_weight:
             n = config.num_items
             ranking = query if config.parametrization == "marginal" else self._ranking_query(user)
@@ -337,9 +336,7 @@ class PreferGrow(Recommender):
         assert growth.distributions is not None
         table = self.embedding.weight[1:]
         sigmas = growth.sigmas[:-1].to(user.dtype)
-        states = torch.stack(
-            [self._query(user, table[x], s.expand(len(user))) for x, s in zip(growth.states[:, :-1].T, sigmas, strict=True)],
-            dim=1,
-        )
+        steps_taken = zip(growth.states[:, :-1].T, sigmas, strict=True)
+        states = torch.stack([self._query(user, table[x], sigma.expand(len(user))) for x, sigma in steps_taken], dim=1)
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         return Thought(states, mask, "grow", growth.distributions[..., : self.config.num_items])
