@@ -115,7 +115,7 @@ def test_damage_is_refused_with_a_sentence(trained: Path, tmp_path: Path):
         assert caught.type.__mro__[1].__name__ == "ForethoughtError", caught.type
     (tmp_path / "0" / "run.json").write_text((trained / "run.json").read_text().replace("finished", "running", 1))
     shutil.rmtree(tmp_path / "0" / "model")
-    with pytest.raises(ArtefactError, match="is not finished"):
+    with pytest.raises(ArtefactError, match="holds no trained model"):
         Run.open(tmp_path / "0")
 
 
