@@ -109,6 +109,7 @@ def header(path: Path, table: Table) -> tuple[list[str], str]:
 
 
 def refuse_twice(source: object, names: Iterable[str]) -> None:
+    """Raise a DataError where a column name stands twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

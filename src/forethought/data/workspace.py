@@ -44,6 +44,7 @@ class Workspace:
         return rows
 
     def table(self, name: str) -> ir.Table:
+        """The table of that name in this workspace's DuckDB."""
         table: ir.Table = self.backend.table(name)
         return table
 

@@ -158,6 +158,7 @@ def _p(entry: Entry) -> tuple[str, float | None]:
 
 
 def made(command: str) -> str:
+    """The sentence at the foot of a result: when it was made, and by which command."""
     by = f" by {command}" if command else ""
     return f"Made on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC{by}."
 
