@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,7 +146,7 @@ def prepare(args: argparse.Namespace) -> None:
         dataset = interactions.prepare(
             args.out, split=args.split, min_rating=args.min_rating, duplicates=args.duplicates, k_core=args.k_core,
             min_length=args.min_length, max_length=args.max_length, seed=getattr(args, "seed", None) or 0,
-            quantiles=tuple(args.cuts), name=args.name, replace=args.replace, command=" ".join(sys.argv), progress=say,
+            quantiles=tuple(args.cuts), name=args.name, replace=args.replace, command=shlex.join(["forethought", *sys.argv[1:]]), progress=say,
         )  # fmt: skip
     manifest = dataset.manifest
     counts = manifest["counts"]

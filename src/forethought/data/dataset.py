@@ -24,6 +24,7 @@ from forethought.errors import DataError
 
 FORMAT = "forethought.dataset"
 VERSION = 1
+_BLOCK = 1 << 22
 SplitName = Literal["train", "valid", "test"]
 Ints = npt.NDArray[np.int64]
 
@@ -147,14 +148,17 @@ class Dataset:
 
     def item_counts(self) -> npt.NDArray[np.int64]:
         """int64 ``[N + 1]``: how often each item occurs in training; entry 0 is padding."""
-        return np.bincount(self.train_items(), minlength=self.num_items + 1).astype(np.int64)
+        items, counts = self.train_items(), np.zeros(self.num_items + 1, dtype=np.int64)
+        for start in range(0, len(items), _BLOCK):  # bincount widens to int64: a block at a time
+            counts += np.bincount(items[start : start + _BLOCK], minlength=len(counts))
+        return counts
 
     def train_items(self) -> npt.NDArray[np.int32]:
         """int32 ``[training events]``, user after user."""
-        kept = np.zeros(len(self.sequences.items) + 1, dtype=np.int32)
+        kept = np.zeros(len(self.sequences.items) + 1, dtype=np.int8)  # wraps around and back where users are empty
         np.add.at(kept, self.sequences.offsets[:-1], 1)
         np.add.at(kept, self.train_stop, -1)
-        return np.asarray(self.sequences.items[np.cumsum(kept[:-1]).astype(bool)])
+        return np.asarray(self.sequences.items[np.cumsum(kept[:-1], dtype=np.int8).view(bool)])
 
     def user_index(self, user: object) -> int:
         """The row of a user's own id (given as the id itself or as its text).

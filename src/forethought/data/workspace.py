@@ -16,7 +16,7 @@ import ibis.expr.types as ir
 
 from forethought.errors import ArtefactError
 
-MEMORY = "1GB"
+MEMORY = "512MB"
 
 
 class Workspace:
