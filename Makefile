@@ -65,8 +65,9 @@ lint: $(VENV)/$(DEV).stamp
 docs: $(VENV)/docs.stamp
 	$(BIN)/mkdocs build --strict --quiet
 
+# those that need neither research data nor another library; the others say in their first lines what they need
 bench: $(VENV)/run.stamp
-	@set -e; for file in $(filter-out %/quality.py %/kill_resume.py, $(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for name in prefergrow_step evaluation data_prepare; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean:
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
