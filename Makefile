@@ -63,7 +63,7 @@ lint: $(VENV)/$(DEV).stamp
 	$(BIN)/lint-imports
 
 docs: $(VENV)/docs.stamp
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # those that need neither research data nor another library; the others say in their first lines what they need
 bench: $(VENV)/run.stamp
