@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal
 
 import torch
@@ -88,6 +89,18 @@ class PreferGrowConfig(RecommenderConfig):
     growing_steps: int = 20
     sampler: Literal["analytic", "euler"] = "analytic"
     scoring_sigma: float = 1.0
+
+    def validate_noise(self) -> None:
+        """Refuse noise, shares and levels that mean nothing; called when the config is made."""
+        for key, low, high in (
+            ("gamma", 0, 1), ("nonpreference_user_ratio", 0, 1), ("beta", 0, inf), ("ce_weight", 0, inf),
+            ("time_grid", 0, inf), ("growing_steps", 0, inf), ("embedding_std", 0, inf),
+        ):  # fmt: skip
+            if not low <= getattr(self, key) <= high:
+                raise ValueError(f"{key} is {getattr(self, key)}; it has to lie between {low} and {high}")
+        for key in ("sigma_min", "scoring_sigma", "temperature"):
+            if not 0 < getattr(self, key) < inf:
+                raise ValueError(f"{key} is {getattr(self, key)}; it has to be greater than 0")
 
     @property
     def has_disliked_item(self) -> bool:
