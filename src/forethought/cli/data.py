@@ -143,10 +143,11 @@ def prepare(args: argparse.Namespace) -> None:
     with working(args.quiet, f"Preparing {args.path}") as say:
         say("reading")
         interactions = _read(args)
+        command = shlex.join(["forethought", *sys.argv[1:]])
         dataset = interactions.prepare(
             args.out, split=args.split, min_rating=args.min_rating, duplicates=args.duplicates, k_core=args.k_core,
             min_length=args.min_length, max_length=args.max_length, seed=getattr(args, "seed", None) or 0,
-            quantiles=tuple(args.cuts), name=args.name, replace=args.replace, command=shlex.join(["forethought", *sys.argv[1:]]), progress=say,
+            quantiles=tuple(args.cuts), name=args.name, replace=args.replace, command=command, progress=say,
         )  # fmt: skip
     manifest = dataset.manifest
     counts = manifest["counts"]
