@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from forethought.recommenders.prefergrow.growing import LAST_TIME, analytic_step, grow
 from forethought.recommenders.prefergrow.kernels import FadingKernel
+from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
 from forethought.recommenders.prefergrow.schedules import Geometric
 from forethought.recommenders.prefergrow.score_entropy import score_entropy_reference
 
@@ -79,7 +80,8 @@ def exact_log_ratios(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 def test_2_a_learned_distribution_that_never_learns() -> None:
     """The optimiser is given the network only; the softmax of p's parameter, all ones, stays uniform for ever.
 
-    Ours has no such parameter: p is smoothed popularity, it is data, and no gradient is spent on it.
+    Ours is learned by a likelihood of its own (the next test), or fixed to smoothed popularity: then it is data, and no
+    gradient is spent on it.
     """
     counts = torch.tensor([50.0, 20.0, 5.0, 1.0, 0.0])
     logits = torch.nn.Parameter(torch.ones(5))
@@ -102,6 +104,22 @@ def test_2_a_learned_distribution_that_never_learns() -> None:
     loss.sum().backward()
     assert kernel.p.grad is None
     assert list(kernel.parameters()) == []
+
+
+def test_2_the_adaptive_distribution_learns_how_often_targets_occur() -> None:
+    torch.manual_seed(0)
+    model = PreferGrow(PreferGrowConfig(num_items=5, kernel="adaptive", gamma=0.8, hidden_size=8)).train()
+    shares = torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0])
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    history = torch.ones(500, 1, dtype=torch.int64)
+    target = torch.arange(1, 6).repeat_interleave((shares * 500).round().long())[:, None]
+    for _ in range(300):
+        optimiser.zero_grad()
+        model(history, target).loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p is not model.adaptive], 0.1)
+        optimiser.step()
+    assert_close(model.current_kernel().p[:5], 0.8 * shares, atol=0.02, rtol=0)
+    assert_close(model.current_kernel().p[5], torch.tensor(0.2))
 
 
 def test_3a_the_inverse_of_the_hybrid_kernel() -> None:
