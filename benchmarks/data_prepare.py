@@ -5,7 +5,8 @@
 Every measurement is a process of its own, from the text file to the written arrays, with the 5-core, a stable sort and
 leave-one-out; both sides have to write the same sequences. The synthetic log is measured at a quarter of its length
 too: pandas' peak grows with the log, ours has DuckDB's limit as its greater part. ML-1M is read from FORETHOUGHT_DATA
-(default: shared/data beside the repository) and left out where that is absent. Prints a table and the ratios.
+(default: shared/data beside the repository) and left out where that is absent. Prints a table and the ratios; seconds
+of CPU tell more than seconds where the machine is shared.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ratios = []
-        print(f"{args.threads} threads\n\n{'log':<22}{'events':>12}{'side':>14}{'seconds':>10}{'peak MB':>10}")
+        print(f"{args.threads} threads\n")
+        print(f"{'log':<22}{'events':>12}{'side':>14}{'seconds':>10}{'of CPU':>10}{'peak MB':>10}")
         original = DATA / "movielens-1m" / "interactions.csv.gz"
         if original.is_file():
             ratios.append(compare("ML-1M ratings, gzip", original, "user_id,movie_id", 1_000_209, folder, args.threads))
@@ -77,13 +79,14 @@ def compare(
     label: str, log: Path, columns: str, events: int, folder: Path, threads: int
 ) -> tuple[str, int, float, float]:
     """Measure both sides and hold their results equal."""
-    seconds, peak = {}, {}
+    seconds, work, peak = {}, {}, {}
     for side in ("forethought", "pandas"):
         command = [sys.executable, __file__, "--threads", str(threads)]
         command += ["--measure", side, str(log), columns, str(folder / side)]
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        seconds[side], peak[side] = json.loads(answer)
-        print(f"{label:<22}{events:>12,}{side:>14}{seconds[side]:>10.1f}{peak[side]:>10,.0f}", flush=True)
+        seconds[side], work[side], peak[side] = json.loads(answer)
+        row = f"{label:<22}{events:>12,}{side:>14}{seconds[side]:>10.1f}{work[side]:>10.1f}{peak[side]:>10,.0f}"
+        print(row, flush=True)
     for array in ("offsets", "items", "train_stop"):
         ours, theirs = (np.load(folder / side / f"{array}.npy") for side in ("forethought", "pandas"))
         assert np.array_equal(ours, theirs), f"the two sides differ in {array}"
@@ -97,8 +100,8 @@ def measure(
 ) -> None:
     start = time.perf_counter()
     run(log, columns.split(","), out, threads)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps([time.perf_counter() - start, peak]))
+    seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
 
 
 def prepare(log: Path, columns: list[str], out: Path, threads: int) -> None:

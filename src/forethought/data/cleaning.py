@@ -72,24 +72,26 @@ def clean(table: ir.Table, rules: Rules, store: Store, drop: Drop) -> tuple[ir.T
     """Apply the rules in their order.
 
     Args:
-        table: ``user``, ``item`` and where known ``time``, ``rating``, ``row``.
+        table: ``user``, ``item`` and where known ``time``, ``rating``, ``row``; stored, or quick to compute.
         rules: what to leave out.
-        store: computes a table and keeps it; called once a rule, and once a round of the k-core.
+        store: computes a table and keeps it; called once a rule, and in each round of the k-core.
         drop: forgets a table that ``store`` returned.
 
     Returns:
         The remaining events, and a manifest entry a rule with users, items and events before and after.
     """
     order, _ = order_of(table)
-    table = store(table)
     report: list[dict[str, Any]] = []
+    if rules == Rules():
+        return table, report
     counts = count(table)
 
     def apply(step: Callable[[ir.Table], ir.Table], rule: str, **parameters: Any) -> None:
         nonlocal table, counts
         before, previous = counts, table
         table = store(step(table))
-        drop(previous)
+        if report:
+            drop(previous)
         counts = count(table)
         report.append({"rule": rule, **parameters, "before": before, "after": counts})
 
@@ -100,15 +102,7 @@ def clean(table: ir.Table, rules: Rules, store: Store, drop: Drop) -> tuple[ir.T
     if rules.duplicates != "keep":
         apply(lambda events: without_duplicates(events, rules.duplicates, order), "duplicates", policy=rules.duplicates)
     if rules.k_core > 1:
-        before, rounds = counts, 0
-        while True:
-            previous, events_before = table, counts["events"]
-            table = store(core_round(table, rules.k_core))
-            drop(previous)
-            counts, rounds = count(table), rounds + 1
-            if counts["events"] == events_before:
-                break
-        report.append({"rule": "k_core", "k": rules.k_core, "rounds": rounds, "before": before, "after": counts})
+        apply(lambda events: core(events, rules.k_core, store, drop), "k_core", k=rules.k_core)
     if rules.min_length > 1:
         least = rules.min_length
         apply(lambda events: events.filter(_size(events, "user") >= least), "min_length", value=least)
@@ -132,12 +126,26 @@ def _size(table: ir.Table, column: str) -> ir.Value:
     return table.count().over(ibis.window(group_by=column))
 
 
-def core_round(table: ir.Table, k: int) -> ir.Table:
-    """One round of the k-core: items, then users, with fewer than k events go."""
-    items = table.group_by("item").aggregate(n=table.count()).filter(lambda group: group.n >= k)
-    table = table.semi_join(items, "item")
-    users = table.group_by("user").aggregate(n=table.count()).filter(lambda group: group.n >= k)
-    return table.semi_join(users, "user")
+def core(table: ir.Table, k: int, store: Store, drop: Drop) -> ir.Table:
+    """The greatest part of the log in which every user and every item has k events or more.
+
+    Each round counts only among the users and items that are left, which are all that is kept from round to round.
+    """
+    left: dict[str, ir.Table] = {}
+    sizes = None
+    while True:
+        for column in ("item", "user"):
+            events = table
+            for name, ids in left.items():
+                events = events.semi_join(ids, name)
+            groups = events.group_by(column).aggregate(n=events.count())
+            previous = left.get(column)
+            left[column] = store(groups.filter(groups.n >= k).select(column))
+            if previous is not None:
+                drop(previous)
+        before, sizes = sizes, [int(ids.count().to_pyarrow().as_py()) for ids in left.values()]
+        if sizes == before:  # ids only ever go, so none went
+            return table.semi_join(left["item"], "item").semi_join(left["user"], "user")
 
 
 def without_duplicates(table: ir.Table, policy: Duplicates, order: list[str]) -> ir.Table:

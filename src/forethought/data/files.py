@@ -49,7 +49,7 @@ def plain(path: Path, workspace: Workspace) -> Path:
     with path.open("rb") as file:
         if file.read(2) != GZIP:
             return path
-    target = workspace.folder / path.stem
+    target = workspace.folder / f"unzipped-{path.stem}"
     with opened(path) as source, target.open("wb") as copy:
         while block := source.read(1 << 20):
             with workspace.limits():

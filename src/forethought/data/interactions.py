@@ -19,7 +19,7 @@ from forethought.data.detection import item_file, locate
 from forethought.data.files import header, refuse_twice, require
 from forethought.data.items import ItemSource, describe
 from forethought.data.layout import lay_out
-from forethought.data.reading import Staged, stage
+from forethought.data.reading import Staged, explained, stage
 from forethought.data.splitting import SPLITS, Split
 from forethought.data.validation import Ids, OnError, canonical
 from forethought.data.workspace import Workspace
@@ -113,9 +113,9 @@ class Interactions:
             present, _ = header(files[0], form.table)
             columns = {role: name for role, name in columns.items() if name in present or role not in form.optional}
         workspace = Workspace(threads=threads)
-        staged = stage(workspace, files, form.table, columns, drop=on_error == "drop")
-        with workspace.limits():
-            table, dropped = canonical(staged, on_error, "text" if form.text_ids else ids)
+        with explained(workspace, files[0], form.table):
+            staged = stage(workspace, files, form.table, columns, drop=on_error == "drop")
+            table, dropped = canonical(staged, workspace.store, on_error, "text" if form.text_ids else ids)
         provenance = {
             "source": given,
             "sha256": {file.name: _sha256(file) for file in files},
@@ -165,16 +165,15 @@ class Interactions:
         if isinstance(table, ir.Table):
             require(name, table.columns, columns)
             _refuse_zones(table, name, columns.get("time"))
-            staged = Staged(table.select(**{role: table[column] for role, column in columns.items()}), name, columns)
+            chosen = table.select(**{role: table[column] for role, column in columns.items()})
+            checked, dropped = canonical(Staged(chosen, name, columns, ordered=False), cached, on_error, ids)
         else:
             arrow = _arrow(table, name)
             require(name, arrow.column_names, columns)
-            arrow = pa.table({role: arrow[column] for role, column in columns.items() if role != "row"})
-            workspace.backend.con.register("chunk", arrow)
-            workspace.sql("CREATE OR REPLACE TABLE raw AS SELECT * FROM chunk")
-            raw = workspace.table("raw")
-            staged = Staged(raw.mutate(row=raw.rowid()), name, columns)
-        checked, dropped = canonical(staged, on_error, ids)
+            workspace.backend.con.register("raw", arrow.select(list(columns.values())).rename_columns(list(columns)))
+            with workspace.limits():
+                staged = Staged(workspace.table("raw"), name, columns)
+                checked, dropped = canonical(staged, workspace.store, on_error, ids)
         provenance = {"source": name, "sha256": {}, "reader": type(table).__module__.split(".")[0], "columns": columns}
         engine = table.get_backend().name if isinstance(table, ir.Table) else "duckdb"
         provenance["engine"] = engine
@@ -252,7 +251,7 @@ class Interactions:
             table = self.table
         if table.get_backend() is self.workspace.backend:
             return table, self.workspace.store, self.workspace.drop
-        return table, lambda step: step.cache(), lambda step: None
+        return table, cached, lambda step: None
 
     def _provenance(self, item_report: Mapping[str, Any], command: str | None) -> dict[str, Any]:
         from importlib.metadata import PackageNotFoundError, version
@@ -267,6 +266,12 @@ class Interactions:
         if command:
             known["command"] = command
         return known
+
+
+def cached(step: ir.Table) -> ir.Table:
+    """Compute a table and keep it where it lives, until nobody uses it."""
+    kept: ir.Table = step.cache()
+    return kept
 
 
 def _item_source(items: Any, items_id: str | None) -> ItemSource | None:

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +40,24 @@ _FIELD = re.compile(r"[^ \t\r\n\v\f]+")  # an id may hold other white space, suc
 
 @dataclass
 class Staged:
-    """A log in the workspace, not yet checked.
+    """A log as it was found, open to queries but not yet checked.
 
     Attributes:
-        table: columns by role (user, item, and where known time, rating, action, session, part) and ``row`` (int64),
-            the place in the source, or no ``row`` where the source has no order of its own.
+        table: columns by role (user, item, and where known time, rating, action, session, part), and ``row`` (int64) in
+            a table of another engine that names an order.
         source: what to call it in a message.
         columns: role to the column's own name.
+        ordered: whether the rows of ``table`` have an order of their own.
         line: the line of a row in the source, or None where there are no lines.
-        dropped: rows already left out, by reason.
+        rejected: after the table was read, how many lines could not be, by reason.
     """
 
     table: ir.Table
     source: str
     columns: Mapping[str, str]
+    ordered: bool = True
     line: Callable[[int], int] | None = None
-    dropped: dict[str, int] = field(default_factory=dict)
+    rejected: Callable[[], dict[str, int]] = dict
 
     def place(self, row: int | None) -> str:
         """``row 3 (line 4)`` for the third row of a file with a header line."""
@@ -68,7 +70,7 @@ class Staged:
 def stage(
     workspace: Workspace, paths: list[Path], table: Table, columns: Mapping[str, str], *, drop: bool = False
 ) -> Staged:
-    """Read a log into the workspace.
+    """Open a log in the workspace; what is wrong inside the file shows in reading on, under :func:`explained`.
 
     Args:
         workspace: where to.
@@ -80,26 +82,42 @@ def stage(
     Raises:
         DataError: the file cannot be read as this layout.
     """
+    if table.layout == "csv":
+        return _stage_csv(workspace, paths[0], table, columns, drop)
+    if table.layout == "jsonl":
+        return _stage_json(workspace, paths[0], columns, drop)
+    if table.layout == "parquet":
+        return _stage_parquet(workspace, paths, columns)
+    if table.layout == "duckdb":
+        return _stage_duckdb(workspace, paths[0], columns)
+    if table.layout == "user-item" and not drop:
+        with contextlib.suppress(duckdb.Error):
+            return _stage_pairs(workspace, paths[0])
+    return _stage_lines(workspace, paths, table, drop)
+
+
+@contextlib.contextmanager
+def explained(workspace: Workspace, path: Path, table: Table) -> Iterator[None]:
+    """Say in one sentence what is wrong with the file that is being read.
+
+    Raises:
+        DataError: the file is not what it should be.
+        ArtefactError: memory or the scratch folder ran out.
+    """
     try:
-        if table.layout == "csv":
-            return _stage_csv(workspace, paths[0], table, columns, drop)
-        if table.layout == "jsonl":
-            return _stage_json(workspace, paths[0], columns, drop)
-        if table.layout == "parquet":
-            return _stage_parquet(workspace, paths, columns)
-        if table.layout == "duckdb":
-            return _stage_duckdb(workspace, paths[0], columns)
-        if table.layout == "user-item" and not drop:
-            with contextlib.suppress(duckdb.Error):
-                return _stage_pairs(workspace, paths[0])
-        return _stage_lines(workspace, paths, table, drop)
+        yield
     except duckdb.Error as error:
-        with workspace.limits():  # what went wrong in the scratch folder is not the file's fault
-            if isinstance(error, duckdb.OutOfMemoryException) or str(workspace.folder) in str(error):
+        ours = isinstance(error, duckdb.IOException) and any(
+            str(workspace.folder / name) in str(error) for name in ("work", "spill")
+        )
+        if ours or isinstance(error, duckdb.OutOfMemoryException):  # not the file's fault
+            with workspace.limits():
                 raise
-        raise DataError(_sentence(paths[0], error)) from error
+        if table.layout == "jsonl":
+            refuse_malformed_json(path)  # DuckDB's own line number may be one off
+        raise DataError(_sentence(path, error)) from error
     except OSError as error:
-        raise DataError(f"{error.filename or paths[0]} cannot be read: {error.strerror or error}.") from error
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
 
 
 def _select(columns: Mapping[str, str]) -> str:
@@ -115,9 +133,10 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _staged(workspace: Workspace, source: object, columns: Mapping[str, str], **known: Any) -> Staged:
-    raw = workspace.table("raw")
-    return Staged(raw.mutate(row=raw.rowid()), str(source), columns, **known)
+def _view(workspace: Workspace, columns: Mapping[str, str], scan: str) -> ir.Table:
+    """A scan, with its columns named by role. Reading a file twice costs less than keeping it as text."""
+    workspace.sql(f"CREATE OR REPLACE VIEW raw AS SELECT {_select(columns)} FROM {scan}")
+    return workspace.table("raw")
 
 
 def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[str, str], drop: bool) -> Staged:
@@ -128,15 +147,14 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
     quote = '"' if table.quoted else ""
     rejects = ", ignore_errors = true, store_rejects = true" if drop else ""
     scan = (
-        f"read_csv(?, auto_detect = false, columns = {{{types}}}, header = {str(table.names is None).lower()}, "
+        f"read_csv({_text(str(file))}, auto_detect = false, columns = {{{types}}}, header = {table.names is None}, "
         f"delim = {_text(delimiter)}, quote = {_text(quote)}, escape = {_text(quote)}, "
         f"encoding = {_text(table.encoding)}{rejects})"
     )
-    workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM {scan}", [str(file)])
-    dropped = {}
-    if drop:
-        lines = workspace.sql("SELECT count(DISTINCT line) FROM reject_errors")[0][0]
-        dropped = {"malformed line": int(lines)} if lines else {}
+
+    def rejected() -> dict[str, int]:
+        lines = workspace.sql("SELECT count(DISTINCT line) FROM reject_errors")[0][0] if drop else 0
+        return {"malformed line": int(lines)} if lines else {}
 
     def line(row: int) -> int:
         if not table.quoted:  # a record is a line
@@ -147,7 +165,7 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
             next(itertools.islice(filled, row + (table.names is None), None), None)
             return records.line_num
 
-    return _staged(workspace, path, columns, line=line, dropped=dropped)
+    return Staged(_view(workspace, columns, scan), str(path), columns, line=line, rejected=rejected)
 
 
 def filled_lines(path: Path) -> Iterator[int]:
@@ -182,13 +200,12 @@ def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], dr
     refuse_twice(path, keys)
     require(path, keys, columns)
     types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in dict.fromkeys(columns.values()))
-    scan = f"read_json(?, format = 'newline_delimited', columns = {{{types}}}, ignore_errors = {str(drop).lower()})"
-    try:
-        workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM {scan}", [str(file)])
-    except duckdb.Error:
-        refuse_malformed_json(path)  # DuckDB's own line number may be one off
-        raise
-    return _staged(workspace, path, columns, line=lambda row: next(itertools.islice(filled_lines(file), row, None)))
+    scan = f"read_json({_text(str(file))}, format = 'newline_delimited', columns = {{{types}}}, ignore_errors = {drop})"
+
+    def line(row: int) -> int:
+        return next(itertools.islice(filled_lines(file), row, None))
+
+    return Staged(_view(workspace, columns, scan), str(path), columns, line=line)
 
 
 def _stage_parquet(workspace: Workspace, paths: list[Path], columns: Mapping[str, str]) -> Staged:
@@ -199,25 +216,20 @@ def _stage_parquet(workspace: Workspace, paths: list[Path], columns: Mapping[str
             raise DataError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
         refuse_twice(path, names)
         require(path, names, columns)
-    files = [str(path) for path in paths]
-    workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM read_parquet(?)", [files])
-    return _staged(workspace, paths[0] if len(paths) == 1 else paths[0].parent, columns)
+    files = ", ".join(_text(str(path)) for path in paths)
+    source = paths[0] if len(paths) == 1 else paths[0].parent
+    return Staged(_view(workspace, columns, f"read_parquet([{files}])"), str(source), columns)
 
 
 def _stage_duckdb(workspace: Workspace, path: Path, columns: Mapping[str, str]) -> Staged:
     workspace.sql(f"ATTACH {_text(str(path))} AS source (READ_ONLY)")
-    try:
-        tables = workspace.sql("SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = 'source'")
-        if len(tables) != 1:
-            found = ", ".join(name for _, name in tables) or "none"
-            raise DataError(f"{path} has to hold one table, found {found}; pass one through Interactions.from_table.")
-        name = ".".join(quoted(part) for part in ("source", *tables[0]))
-        described = [row[0] for row in workspace.sql(f"DESCRIBE {name}")]
-        require(path, described, columns)
-        workspace.sql(f"CREATE OR REPLACE TABLE raw AS SELECT {_select(columns)} FROM {name} ORDER BY rowid")
-    finally:
-        workspace.sql("DETACH source")
-    return _staged(workspace, path, columns)
+    tables = workspace.sql("SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = 'source'")
+    if len(tables) != 1:
+        found = ", ".join(name for _, name in tables) or "none"
+        raise DataError(f"{path} has to hold one table, found {found}; pass one through Interactions.from_table.")
+    name = ".".join(quoted(part) for part in ("source", *tables[0]))
+    require(path, [row[0] for row in workspace.sql(f"DESCRIBE {name}")], columns)
+    return Staged(_view(workspace, columns, name), str(path), columns)
 
 
 def _stage_python(workspace: Workspace, path: Path, columns: Mapping[str, str], drop: bool) -> Staged:
@@ -296,7 +308,7 @@ def _stage_rows(
 ) -> Staged:
     schema = pa.schema([*fields, ("line", pa.int64())])
     types = ", ".join(f"{quoted(name)} {'BIGINT' if name == 'line' else 'VARCHAR'}" for name in schema.names)
-    workspace.sql(f"CREATE OR REPLACE TABLE raw ({types})")
+    workspace.sql(f"DROP VIEW IF EXISTS raw; CREATE TABLE raw ({types})")
     while batch := list(itertools.islice(rows, ROWS_AT_ONCE)):
         columns_here = zip(schema, zip(*batch, strict=True), strict=True)
         chunk = pa.table([pa.array(values, field.type) for field, values in columns_here], schema=schema)
@@ -307,9 +319,7 @@ def _stage_rows(
     def line(row: int) -> int:
         return int(workspace.sql("SELECT line FROM raw WHERE rowid = ?", [row])[0][0])
 
-    staged = _staged(workspace, path, columns, line=line, dropped=dropped)
-    staged.table = staged.table.drop("line")
-    return staged
+    return Staged(workspace.table("raw").drop("line"), str(path), columns, line=line, rejected=lambda: dropped)
 
 
 def _sentence(path: Path, error: duckdb.Error) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import ibis
 import ibis.expr.types as ir
 
+from forethought.data.cleaning import Store
 from forethought.data.reading import Staged
 from forethought.errors import DataError
 
@@ -48,11 +49,14 @@ class Check:
     says: str
 
 
-def canonical(staged: Staged, on_error: OnError = "fail", ids: Ids = "auto") -> tuple[ir.Table, dict[str, int]]:
-    """The log with one type a column, and how many rows were left out for which reason.
+def canonical(
+    staged: Staged, store: Store, on_error: OnError = "fail", ids: Ids = "auto"
+) -> tuple[ir.Table, dict[str, int]]:
+    """The log with one type a column, stored, and how many rows were left out for which reason.
 
     Args:
         staged: the log as found.
+        store: computes a table and keeps it.
         on_error: ``"fail"`` raises at the first row that does not fit, ``"drop"`` leaves such rows out and counts them.
         ids: ``"auto"`` makes int64 of a column of whole numbers and refuses one that is mostly numbers with some text
             between; ``"text"`` takes every id as text.
@@ -68,26 +72,28 @@ def canonical(staged: Staged, on_error: OnError = "fail", ids: Ids = "auto") -> 
     profile = _profile(table)
     if not profile["rows"]:
         raise DataError(f"{staged.source} holds no events; it needs at least one row.")
-    values: dict[str, ir.Value] = {}
+    values: dict[str, ir.Value] = {name: table[name] for name in ("part", "row") if name in table.columns}
     checks: list[Check] = []
     for role in ("user", "item", "session", "time", "rating", "action"):
-        if role not in table.columns:
-            continue
-        convert = {"time": _time, "rating": _rating, "action": _text}.get(role)
-        value, found = convert(table, role, profile) if convert else _identity(table, role, profile, ids)
-        values[role] = value
-        checks.extend(found)
-    dropped = _refuse(staged, table, checks, on_error) if checks else {}
-    for check in checks:
-        if dropped.get(f"{check.role}: {check.reason}"):
-            table = table.filter(~check.bad)
+        if role in table.columns:
+            convert = {"time": _time, "rating": _rating, "action": _text}.get(role)
+            value, found = convert(table, role, profile) if convert else _identity(table, role, profile, ids)
+            values[role] = value
+            checks.extend(found)
+    if "session" in values:  # each session is a sequence of its own
+        values["user"] = values["user"].cast("string") + "/" + values.pop("session").cast("string")
+    if checks:  # the number of the first check that a row fails
+        values["failed"] = ibis.cases(*((check.bad, number) for number, check in enumerate(checks)))
+    typed = store(table.select(**values))
+    if staged.ordered and "row" not in typed.columns:
+        typed = typed.mutate(row=typed.rowid())
+    if not checks:
+        return typed, staged.rejected()
+    dropped = _refuse(staged, typed, checks, on_error)
     if sum(dropped.values()) == profile["rows"]:
         reasons = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
         raise DataError(f"{staged.source} has no usable row: all were dropped ({reasons}).")
-    if "session" in values:  # each session is a sequence of its own
-        values["user"] = values["user"].cast("string") + "/" + values.pop("session").cast("string")
-    kept = [name for name in ("part", "row") if name in table.columns]
-    return table.select(**values, **{name: table[name] for name in kept}), {**staged.dropped, **dropped}
+    return typed.filter(typed.failed.isnull()).drop("failed"), {**staged.rejected(), **dropped}
 
 
 def _profile(table: ir.Table) -> Profile:
@@ -118,31 +124,29 @@ def _profile(table: ir.Table) -> Profile:
     return {name: count or 0 for name, count in counts.items()}
 
 
-def _refuse(staged: Staged, table: ir.Table, checks: list[Check], on_error: OnError) -> dict[str, int]:
-    """Count every check, each row under the first one it fails; raise where rows may not be dropped."""
-    wanted: dict[str, ir.Value] = {}
-    fine = ibis.literal(True)
-    for number, check in enumerate(checks):
-        first_failure = fine & check.bad
-        wanted[f"n{number}"] = first_failure.sum()
-        if "row" in table.columns:
-            wanted[f"r{number}"] = table.row.min(where=first_failure)
-        fine = fine & ~check.bad
-    counts = table.aggregate(**wanted).to_pyarrow().to_pylist()[0]
-    failed = [number for number in range(len(checks)) if counts[f"n{number}"]]
-    if failed and on_error == "fail":
-        number = min(failed, key=lambda number: (counts.get(f"r{number}") or 0, number))
-        check, row = checks[number], counts.get(f"r{number}")
-        rows = table.filter(check.bad if row is None else check.bad & (table.row == row))
+def _refuse(staged: Staged, typed: ir.Table, checks: list[Check], on_error: OnError) -> dict[str, int]:
+    """Count the rows that fail, each under its first check; raise where they may not be dropped."""
+    failing = typed.filter(typed.failed.notnull())
+    wanted: dict[str, ir.Value] = {"count": failing.count()}
+    if "row" in failing.columns:
+        wanted["row"] = failing.row.min()
+    found = failing.group_by("failed").aggregate(**wanted).to_pyarrow().to_pylist()
+    if found and on_error == "fail":
+        first = min(found, key=lambda failure: (failure.get("row", 0), failure["failed"]))
+        check, earlier = checks[first["failed"]], checks[: first["failed"]]
+        bad = check.bad
+        for other in earlier:
+            bad = bad & ~other.bad
+        rows = staged.table.filter(bad & (staged.table.row == first["row"]) if "row" in staged.table.columns else bad)
         value = rows.select(value=check.value).limit(1).to_pyarrow().to_pylist()[0]["value"]
-        column = staged.columns.get(check.role, check.role)
-        more = counts[f"n{number}"] - 1
-        others = f" ({more} more like it)" if more else ""
+        others = f" ({first['count'] - 1} more like it)" if first["count"] > 1 else ""
         raise DataError(
-            f"{staged.source}, {staged.place(row)}, column {column!r}: {check.says.format(value=repr(value))}{others}; "
+            f"{staged.source}, {staged.place(first.get('row'))}, column {staged.columns[check.role]!r}: "
+            f"{check.says.format(value=repr(value))}{others}; "
             "mend the file, or use --on-error drop to leave such rows out and count them."
         )
-    return {f"{checks[number].role}: {checks[number].reason}": int(counts[f"n{number}"]) for number in failed}
+    counts = {failure["failed"]: failure["count"] for failure in found}
+    return {f"{checks[number].role}: {checks[number].reason}": counts[number] for number in sorted(counts)}
 
 
 def _given(column: ir.Value) -> ir.BooleanValue:

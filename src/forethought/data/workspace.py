@@ -1,4 +1,4 @@
-"""Where a log is worked on: an embedded DuckDB whose memory is bounded and which spills to a scratch folder."""
+"""Where a log is worked on: an embedded DuckDB file in a scratch folder, with a bounded memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Workspace:
         options: dict[str, Any] = {"memory_limit": memory, "temp_directory": os.fspath(self.folder / "spill")}
         if threads:
             options["threads"] = threads
-        self.backend: Any = ibis.duckdb.connect(**options)
+        self.backend: Any = ibis.duckdb.connect(self.folder / "work.duckdb", **options)
         self.sql("SET TimeZone = 'UTC'")  # a time without a zone means UTC, whatever the machine's zone
         self._tables = 0
         self.close = weakref.finalize(self, _close, self.backend, scratch)
@@ -49,7 +49,7 @@ class Workspace:
         return table
 
     def store(self, expression: ir.Table) -> ir.Table:
-        """Compute a table and keep it."""
+        """Compute a table and keep it, on disk and compressed, its rows in order."""
         self._tables += 1
         table: ir.Table = self.backend.create_table(f"step_{self._tables}", expression)
         return table
