@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from forethought.data.interactions import Interactions
+from report import Result
 
 RECIPE = """\
 model: {type: sasrec, hidden_size: 32, dropout: 0.2, loss: sampled, negatives: 64}
@@ -57,6 +58,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", help="keep the result here")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -89,10 +91,15 @@ def main() -> int:
             (whole / name).read_bytes() == (killed / name).read_bytes()
             for name in ("model/model.safetensors", "evaluation/valid-ranks.npy")
         ]
-        ratio = (time.perf_counter() - began) / alone
-        print(f"killed {options.kills} times and resumed: {ratio:.1f}x the time")
-        print(f"same weights: {same[0]}, same ranks: {same[1]}")
-        return 0 if all(same) else 1
+        again = time.perf_counter() - began
+    result = Result("Killed and resumed", 1)
+    result.table(
+        f"{final} optimiser steps, left alone and killed by SIGKILL {options.kills} times at random moments.",
+        ["", "s", "same weights", "same ranks"],
+        [["left alone", alone, "-", "-"], ["killed and resumed", again, *("yes" if equal else "NO" for equal in same)]],
+    )
+    result.save(options.json)
+    return 0 if all(same) else 1
 
 
 if __name__ == "__main__":
