@@ -65,9 +65,18 @@ lint: $(VENV)/$(DEV).stamp
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# those that need neither research data nor another library; the others say in their first lines what they need
+# What every machine can run, then RecBole beside SASRec where Amazon Beauty is prepared; docs/results/speed.md is written
+# from the files in build/bench, so a benchmark run by hand with --json build/bench/NAME.json is in it too.
+BEAUTY ?= data/beauty
+ML1M ?= data/ml1m
 bench: $(VENV)/run.stamp
-	@set -e; for name in prefergrow_step evaluation data_prepare; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	@set -e; for name in prefergrow_step evaluation data_prepare kill_resume; do \
+		echo "== $$name"; $(BIN)/python benchmarks/$$name.py --json build/bench/$$name.json; done
+	@if [ -e $(BEAUTY)/manifest.json ]; then echo "== sasrec_epoch"; $(BIN)/python benchmarks/sasrec_epoch.py \
+		--data $(BEAUTY) --recbole-venv build/recbole $(if $(wildcard $(ML1M)/manifest.json),--ml1m $(ML1M)) \
+		--json build/bench/sasrec_epoch.json; \
+	else echo "== sasrec_epoch is left out: there is no $(BEAUTY); prepare it, or name another folder with BEAUTY=…"; fi
+	@$(BIN)/python benchmarks/report.py build/bench/*.json --out docs/results/speed.md
 
 clean:
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,12 +1,12 @@
 """``data prepare`` on ML-1M and on a synthetic log: seconds and peak memory, against the same in pandas.
 
-    python benchmarks/data_prepare.py [--events 20_000_000] [--threads 2]
+    python benchmarks/data_prepare.py [--events 20_000_000] [--threads 2] [--json FILE]
 
 Every measurement is a process of its own, from the text file to the written arrays, with the 5-core, a stable sort and
 leave-one-out; both sides have to write the same sequences. The synthetic log is measured at a quarter of its length
 too: pandas' peak grows with the log, ours has DuckDB's limit as its greater part. ML-1M is read from FORETHOUGHT_DATA
-(default: shared/data beside the repository) and left out where that is absent. Prints a table and the ratios; seconds
-of CPU tell more than seconds where the machine is shared.
+(default: shared/data beside the repository) and left out where that is absent. Seconds of CPU tell more than seconds
+where the machine is shared.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from report import Cell, Result
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FORETHOUGHT_DATA", REPOSITORY.parent / "shared" / "data"))
 
@@ -32,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", help="keep the result here")
     parser.add_argument("--measure", nargs=4, metavar=("SIDE", "LOG", "COLUMNS", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -40,22 +44,21 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ratios = []
-        print(f"{args.threads} threads\n")
-        print(f"{'log':<22}{'events':>12}{'side':>14}{'seconds':>10}{'of CPU':>10}{'peak MB':>10}")
+        rows = []
         original = DATA / "movielens-1m" / "interactions.csv.gz"
         if original.is_file():
-            ratios.append(compare("ML-1M ratings, gzip", original, "user_id,movie_id", 1_000_209, folder, args.threads))
+            rows += compare("ML-1M ratings, gzip", original, "user_id,movie_id", 1_000_209, folder, args.threads)
         for events in (args.events // 4, args.events):
             log = synthetic(folder / f"{events}.csv", events)
-            ratios.append(compare("synthetic", log, "user,item,timestamp", events, folder, args.threads))
+            rows += compare("synthetic", log, "user,item,timestamp", events, folder, args.threads)
             log.unlink()
-        for label, events, faster, smaller in ratios:
-            print(
-                f"\n{label}, {events:,} events: {faster:.2f} times as fast as pandas, {smaller:.2f} of its peak memory",
-                end="",
-            )
-        print()
+    result = Result("Preparing data", args.threads)
+    result.table(
+        "(v) From a text file to the written arrays: 5-core, stable sort, leave-one-out; both sides write the same.",
+        ["", "events", "s", "s of CPU", "peak MB", "x faster", "x less memory"],
+        rows,
+    )
+    result.save(args.json)
 
 
 def synthetic(path: Path, events: int) -> Path:
@@ -75,24 +78,23 @@ def synthetic(path: Path, events: int) -> Path:
     return path
 
 
-def compare(
-    label: str, log: Path, columns: str, events: int, folder: Path, threads: int
-) -> tuple[str, int, float, float]:
-    """Measure both sides and hold their results equal."""
-    seconds, work, peak = {}, {}, {}
-    for side in ("forethought", "pandas"):
+def compare(label: str, log: Path, columns: str, events: int, folder: Path, threads: int) -> list[list[Cell]]:
+    """Measure both sides and hold their results equal; a row for each."""
+    found: dict[str, list[float]] = {}
+    for side in ("pandas", "forethought"):
         command = [sys.executable, __file__, "--threads", str(threads)]
         command += ["--measure", side, str(log), columns, str(folder / side)]
-        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        seconds[side], work[side], peak[side] = json.loads(answer)
-        row = f"{label:<22}{events:>12,}{side:>14}{seconds[side]:>10.1f}{work[side]:>10.1f}{peak[side]:>10,.0f}"
-        print(row, flush=True)
+        found[side] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     for array in ("offsets", "items", "train_stop"):
         ours, theirs = (np.load(folder / side / f"{array}.npy") for side in ("forethought", "pandas"))
         assert np.array_equal(ours, theirs), f"the two sides differ in {array}"
-    for side in ("forethought", "pandas"):
-        subprocess.run(["rm", "-r", str(folder / side)], check=True)
-    return label, events, seconds["pandas"] / seconds["forethought"], peak["forethought"] / peak["pandas"]
+    for side in found:
+        shutil.rmtree(folder / side)
+    seconds, _, peak = found["pandas"]
+    return [
+        [f"{label}, {side}", events, *numbers, seconds / numbers[0], peak / numbers[2]]
+        for side, numbers in found.items()
+    ]
 
 
 def measure(

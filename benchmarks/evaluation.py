@@ -66,8 +66,8 @@ def main() -> None:
     full, _ = timed(lambda: evaluate(newest, dataset).metrics)
     result.table(
         f"(iv) HR, NDCG and MRR of {USERS:,} users over {ITEMS:,} items, {len(dataset.sequences.items):,} events. "
-        "Goal: 20 x faster than the loop. All of `evaluate`, with lists, novelty, slices and 1,000 bootstrap resamples of "
-        f"each, takes {full:.2f} s for the look-up.",
+        "Goal: 20 x faster than the loop. All of `evaluate`, with lists, novelty, slices and 1,000 bootstrap resamples "
+        f"of each, takes {full:.2f} s for the look-up.",
         ["", "s", "x faster than the loop"],
         [*measure("look-up", newest, targets, 1024), *measure("SASRec", sasrec, targets, 256)],
     )
