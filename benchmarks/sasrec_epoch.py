@@ -122,7 +122,7 @@ def train(
     recipe = read_recipe({
         "model": {"type": "sasrec", "max_length": max_length, "hidden_size": WIDTH, "dropout": DROPOUT, "loss": loss},
         "training": {
-            "epochs": epochs, "batch_size": batch_size, "precision": precision, "evaluate_every": 10**9, "patience": 0,
+            "epochs": epochs, "batch_size": batch_size, "precision": precision, "patience": 0,
         },
     })  # fmt: skip
     model, clock = build(recipe, dataset), Clock()
