@@ -140,7 +140,7 @@ def test_row_order_survives_many_blocks_and_threads(tmp_path: Path) -> None:
     users = random.integers(1, 50, 400_000)
     path = tmp_path / "log.csv"
     pd.DataFrame({"user": users, "item": items, "timestamp": 7}).to_csv(path, index=False)
-    dataset = Interactions.read(path, threads=4).prepare()
+    dataset = Interactions.read(path, threads=16).prepare()
     found = dataset.catalog.decode(dataset.sequences.items)
     assert found == items[np.argsort(users, kind="stable")].tolist()
 
@@ -229,6 +229,12 @@ def test_whole_numbers_stay_numbers_unless_asked(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "log.csv", [(1, 10, 1), (1, 9, 2), (1, 100, 3)])
     assert Interactions.read(path).prepare().catalog.ids.to_pylist() == [9, 10, 100]
     assert Interactions.read(path, ids="text").prepare().catalog.ids.to_pylist() == ["10", "100", "9"]
+
+
+def test_a_column_that_is_no_column_of_actions() -> None:
+    table = pa.table({"user": [1] * 40_000, "item": [2] * 40_000, "timestamp": range(40_000), "what": range(40_000)})
+    with pytest.raises(DataError, match="action column has 40,000 different values"):
+        Interactions.from_table(table, action_column="what").prepare()
 
 
 def test_sessions_become_sequences(tmp_path: Path) -> None:

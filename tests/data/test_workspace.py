@@ -19,11 +19,9 @@ from tests.data.logs import SEQUENCES, sequences_of, write_csv
 # DuckDB has 20 MB, the disk 40 MB: neither 4 million rows in memory nor the spilled rest have room.
 FULL_SCRATCH = """
 import sys
-from pathlib import Path
 from forethought.cli import main
-from forethought.data import workspace
-workspace.MEMORY = "20MB"
-workspace.Workspace.__init__.__defaults__ = ("20MB", None)
+from forethought.data.workspace import Workspace
+Workspace.__init__.__defaults__ = (20, None)
 sys.exit(main(["data", "prepare", sys.argv[1], "--out", sys.argv[2], "--quiet", "--threads", "1"]))
 """
 
@@ -69,7 +67,7 @@ def test_the_scratch_folder_goes_away_and_the_data_stay(tmp_path: Path) -> None:
 
 
 def test_tables_larger_than_the_memory_live_on_disk(tmp_path: Path) -> None:
-    workspace = Workspace("30MB", threads=1)
+    workspace = Workspace(30, threads=1)
     kept = [
         workspace.store(workspace.backend.sql(f"SELECT range + {n} AS a, hash(range) AS b FROM range(2000000)"))
         for n in range(2)

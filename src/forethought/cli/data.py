@@ -124,7 +124,7 @@ def _read(args: argparse.Namespace) -> Any:
     return Interactions.read(
         args.path, args.format, args.user_column, args.item_column, args.time_column, args.rating_column,
         args.action_column, args.session_column, args.on_error, args.engine, args.ids, args.items, args.items_id,
-        getattr(args, "threads", None),
+        args.threads,
     )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def prepare(args: argparse.Namespace) -> None:
         command = shlex.join(["forethought", *sys.argv[1:]])
         dataset = interactions.prepare(
             args.out, split=args.split, min_rating=args.min_rating, duplicates=args.duplicates, k_core=args.k_core,
-            min_length=args.min_length, max_length=args.max_length, seed=getattr(args, "seed", None) or 0,
+            min_length=args.min_length, max_length=args.max_length, seed=args.seed or 0,
             quantiles=tuple(args.cuts), name=args.name, replace=args.replace, command=command, progress=say,
         )  # fmt: skip
     manifest = dataset.manifest
@@ -177,7 +177,11 @@ def check(args: argparse.Namespace) -> None:
     with working(args.quiet, f"Checking {args.path}") as say:
         say("reading")
         prepared = (Path(args.path) / "manifest.json").is_file()
-        dataset = Dataset.open(args.path, verify=True) if prepared else _read(args).prepare(split=args.split)
+        dataset = (
+            Dataset.open(args.path, verify=True)
+            if prepared
+            else _read(args).prepare(split=args.split, seed=args.seed or 0)
+        )
         say("examining")
         report = examine(dataset)
         if args.figure:

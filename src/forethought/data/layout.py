@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from forethought.data.dataset import Sequences
+from forethought.errors import DataError
 
 ROWS_AT_ONCE = 500_000
 PARTS = ("train", "valid", "test")
@@ -48,6 +49,7 @@ def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
         scratch: folder for the arrays; each call makes a folder of its own there, for arrays may still be mapped.
 
     Raises:
+        DataError: there are more kinds of action than can be kept.
         OSError: there is no room in the scratch folder.
     """
     folder = Path(tempfile.mkdtemp(dir=scratch))
@@ -62,6 +64,11 @@ def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
     if "action" in table.columns:
         dtypes["actions"] = np.int16
         actions = _one_chunk(table.select("action").distinct().order_by("action").to_pyarrow()["action"])
+        if len(actions) > np.iinfo(np.int16).max:
+            raise DataError(
+                f"The action column has {len(actions):,} different values; actions are a few kinds of event, such as "
+                "view or buy. Name another column, or none."
+            )
     arrays = {name: _mapped(folder / f"{name}.npy", dtype, events) for name, dtype in dtypes.items()}
     names = [name for name in ("user", "item", "time", "rating", "action", "part") if name in table.columns]
     starts: list[npt.NDArray[np.int64]] = []
@@ -97,8 +104,9 @@ def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
 def _mapped(path: Path, dtype: Any, length: int) -> npt.NDArray[Any]:
     """An array in a new file, whose room is taken at once: writing into a hole on a full disk ends the process."""
     array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
-    with path.open("rb+") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
 
 

@@ -22,10 +22,10 @@ def to_spark(table: ir.Table, workspace: Workspace) -> ir.Table:
     Raises:
         DataError: pyspark or Java is missing.
     """
+    warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
     handed = workspace.folder / "handed-over.parquet"
     session = _session(os.fspath(workspace.folder))
     table.to_parquet(handed)
-    warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
     backend: Any = ibis.pyspark.connect(session)
     name = f"forethought_{workspace.folder.name.replace('-', '_')}"
     session.read.parquet(os.fspath(handed)).createOrReplaceTempView(name)

@@ -16,23 +16,27 @@ import ibis.expr.types as ir
 
 from forethought.errors import ArtefactError
 
-MEMORY = "512MB"
+MEMORY = 512  # MB
+MEMORY_A_THREAD = 128  # MB; with less DuckDB gives up on sorts and joins that it could spill
 
 
 class Workspace:
     """DuckDB and a scratch folder; what does not fit into ``memory`` lives there. It goes away with its owner.
 
     Args:
-        memory: what DuckDB may hold in memory, as DuckDB writes it.
-        threads: DuckDB's threads; all cores by default.
+        memory: MB that DuckDB may hold in memory; by default 512, or 128 a thread where that is more.
+        threads: DuckDB's threads; by default one a core, up to 8.
     """
 
-    def __init__(self, memory: str = MEMORY, threads: int | None = None) -> None:
+    def __init__(self, memory: int | None = None, threads: int | None = None) -> None:
         scratch = tempfile.TemporaryDirectory(prefix="forethought-", ignore_cleanup_errors=True)
         self.folder = Path(scratch.name)
-        options: dict[str, Any] = {"memory_limit": memory, "temp_directory": os.fspath(self.folder / "spill")}
-        if threads:
-            options["threads"] = threads
+        threads = threads or min(os.cpu_count() or 1, 8)
+        options = {
+            "threads": threads,
+            "memory_limit": f"{memory or max(MEMORY, MEMORY_A_THREAD * threads)}MB",
+            "temp_directory": os.fspath(self.folder / "spill"),
+        }
         self.backend: Any = ibis.duckdb.connect(self.folder / "work.duckdb", **options)
         self.sql("SET TimeZone = 'UTC'")  # a time without a zone means UTC, whatever the machine's zone
         self._tables = 0
