@@ -20,6 +20,7 @@ from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import rank_targets
 from forethought.recommenders.run import build
 from forethought.training.checkpoints import checkpoints
+from forethought.training.devices import find_precision
 from forethought.training.recipe import Recipe
 from forethought.training.trainer import Trainer
 
@@ -232,3 +233,12 @@ def test_nothing_to_learn_is_said(recipe: Change, data: Dataset, folder: Path):
     )  # fmt: skip
     with pytest.raises(DataError, match="nothing to learn"):
         fit(recipe(), bare, folder)
+
+
+def test_auto_precision_is_what_the_processor_is_fast_at(monkeypatch: pytest.MonkeyPatch):
+    cpu = torch.device("cpu")
+    for able, expected in (({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert find_precision("auto", cpu) == expected
+        assert find_precision("fp32", cpu) == "fp32"
+        assert find_precision("bf16", cpu) == "bf16"

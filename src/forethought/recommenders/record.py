@@ -19,6 +19,7 @@ from forethought.atomic import atomic_file
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.runs import FORMAT, VERSION
+from forethought.training.devices import find_precision
 from forethought.training.recipe import Recipe
 
 
@@ -83,6 +84,7 @@ def new_record(recipe: Recipe, dataset: Dataset, device: torch.device) -> dict[s
         "seed": recipe.seed,
         "device": device.type,
         "machine": _machine(device),
+        "precision": find_precision(recipe.training.precision, device),
         "threads": torch.get_num_threads(),
         "versions": {
             "forethought": __version__,

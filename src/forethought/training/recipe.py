@@ -53,7 +53,7 @@ class TrainingRecipe:
         scheduler: of the learning rate after ``warmup_steps`` linear steps.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
         ema_decay: of the exponential moving average that is evaluated and kept; 0 turns it off.
-        precision: ``bf16`` runs the forward pass under autocast.
+        precision: ``bf16`` runs the forward pass under autocast; ``auto`` does where the device is fast at it.
         gradient_accumulation_steps: batches an optimiser step.
         evaluate_every: ``epoch``, or a number of optimiser steps; a checkpoint is written each time.
         patience: evaluations without a better ``select_by`` before training stops; 0 never stops early.
@@ -72,7 +72,7 @@ class TrainingRecipe:
     beta2: float = _within(0.999, 0, 1)
     max_grad_norm: float = _within(1.0, 0)
     ema_decay: float = _within(0.0, 0, 1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     gradient_accumulation_steps: int = _within(1, 1)
     evaluate_every: Literal["epoch"] | int = _within("epoch", 1)
     patience: int = _within(10, 0)

@@ -26,7 +26,7 @@ from forethought.errors import ArtefactError, RecipeError
 from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import rank_targets
 from forethought.training.checkpoints import checkpoint_path, checkpoints, publish, seal, verify
-from forethought.training.devices import find_device
+from forethought.training.devices import find_device, find_precision
 from forethought.training.ema import AverageWeights, ExponentialMovingAverage
 from forethought.training.memory import keep_freed_memory
 from forethought.training.progress import JsonLines, ProgressBar
@@ -323,7 +323,7 @@ def training_arguments(recipe: Recipe, output: Path, device: str | None, *, eval
         lr_scheduler_type="constant_with_warmup" if training.scheduler == "constant" else training.scheduler,
         warmup_steps=training.warmup_steps,
         optim="adamw_torch_fused",
-        bf16=training.precision == "bf16",
+        bf16=find_precision(training.precision, chosen) == "bf16",
         eval_strategy=every if evaluates else "no",
         eval_steps=steps,
         save_strategy=every,
