@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from forethought.nn.attention import causal_attention
+from forethought.nn.attention import causal_attention, causal_attention_at
 from forethought.nn.dropout import Dropout
 
 Norm = Literal["pre", "original"]
@@ -34,6 +34,14 @@ class CausalAttention(nn.Module):
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 
+    def at(self, position: Tensor, query: Tensor, context: Tensor) -> Tensor:
+        """:meth:`forward` at one position a row: int64 ``[B]``, float ``[B, d]``, ``[B, L, d]`` → ``[B, d]``."""
+        (key, value), (key_bias, value_bias) = self.key_value.weight.chunk(2), self.key_value.bias.chunk(2)
+        q = self.query(query).unflatten(-1, (self.heads, -1))
+        mixed = causal_attention_at(position, q, context, (key, key_bias), (value, value_bias))
+        output: Tensor = self.output(mixed.flatten(1))
+        return output
+
 
 class Block(nn.Module):
     """One transformer block.
@@ -55,14 +63,20 @@ class Block(nn.Module):
         )
         self.dropout = Dropout(dropout)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """float ``[B, L, d]`` → float ``[B, L, d]``."""
+    def forward(self, states: Tensor, position: Tensor | None = None) -> Tensor:
+        """float ``[B, L, d]`` → float ``[B, L, d]``, or ``[B, d]`` at ``position``, int64 ``[B]``, alone."""
         normal = self.attention_norm(states)
+        context = normal if self.norm == "pre" else states
+        if position is None:
+            attended = self.attention(normal, context)
+        else:
+            states, normal = take(states, position), take(normal, position)
+            attended = self.attention.at(position, normal, context)
         if self.norm == "pre":
-            states = states + self.dropout(self.attention(normal, normal))
+            states = states + self.dropout(attended)
             normal = self.feed_forward_norm(states)
         else:
-            states = normal = self.feed_forward_norm(normal + self.dropout(self.attention(normal, states)))
+            states = normal = self.feed_forward_norm(normal + self.dropout(attended))
         output: Tensor = states + self.feed_forward(normal)
         return output
 
@@ -88,16 +102,39 @@ class CausalEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, inner, dropout, norm) for _ in range(blocks))
         self.final_norm = nn.LayerNorm(width)
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """float ``[B, L, d]`` → float ``[B, L, d]``."""
+    def forward(self, vectors: Tensor, position: Tensor | None = None) -> Tensor:
+        """float ``[B, L, d]`` → float ``[B, L, d]``; or ``[B, d]``, the states at ``position``, int64 ``[B]``.
+
+        With ``position`` the last block computes nothing else, which saves most of its work.
+        """
         states = self.dropout(vectors * self.scale + self.positions[: vectors.shape[1]])
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             states = block(states)
-        final: Tensor = self.final_norm(states)
+        final: Tensor = self.final_norm(self.blocks[-1](states, position))
         return final
 
 
-def last_state(states: Tensor, history: Tensor) -> Tensor:
-    """The state at each row's newest item; an empty history gives the state at position 0; ``[B, d]``."""
-    last = ((history > 0).sum(dim=1) - 1).clamp(min=0)
-    return states[torch.arange(len(states), device=states.device), last]
+def take(states: Tensor, position: Tensor) -> Tensor:
+    """Each row's state at its ``position``, int64 ``[B]``: float ``[B, L, d]`` → float ``[B, d]``."""
+    return states[torch.arange(len(states), device=states.device), position]
+
+
+def newest_position(history: Tensor) -> Tensor:
+    """Where each row's newest item stands, 0 in an empty history; int64 ``[B, L]`` → int64 ``[B]``."""
+    return ((history > 0).sum(dim=1) - 1).clamp(min=0)
+
+
+def supervised_states(encoder: nn.Module, vectors: Tensor, target: Tensor) -> Tensor:
+    """The states at the positions with a target, in the order of ``target[target > 0]``; float ``[targets, d]``.
+
+    Args:
+        encoder: ``encoder(vectors, position)`` as :class:`CausalEncoder`.
+        vectors: float ``[B, L, d]``.
+        target: int64 ``[B, L]``, 0 where there is none.
+    """
+    supervised = target > 0
+    if bool((supervised.sum(dim=1) == 1).all()):
+        alone: Tensor = encoder(vectors, supervised.int().argmax(dim=1))
+        return alone
+    states: Tensor = encoder(vectors)
+    return states[supervised]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forethought.data.dataset import Dataset
-from forethought.nn.encoder import CausalEncoder, last_state
+from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
 from forethought.nn.softmax import softmax_cross_entropy
 from forethought.recommenders.base import Recommender, RecommenderConfig, RecommenderOutput
 
@@ -68,15 +68,9 @@ class SASRec(Recommender):
         counts = torch.from_numpy(dataset.item_counts()[1:]).float().clamp(min=1)
         self.log_proposal.copy_(counts.log().mul(self.config.negative_power).log_softmax(0))
 
-    def states(self, history: Tensor) -> Tensor:
-        """The state after each item of the history; float ``[B, L, d]``."""
-        states: Tensor = self.encoder(self.embedding(history))
-        return states
-
     def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
-        supervised = target > 0
-        hidden = self.states(history)[supervised]
-        wanted = target[supervised] - 1
+        hidden = supervised_states(self.encoder, self.embedding(history), target)
+        wanted = target[target > 0] - 1
         if self.config.loss == "ce":
             loss = softmax_cross_entropy(hidden, self.item_vectors(), wanted)
         else:
@@ -102,7 +96,8 @@ class SASRec(Recommender):
         return loss
 
     def query(self, history: Tensor) -> Tensor:
-        return last_state(self.states(history), history)
+        state: Tensor = self.encoder(self.embedding(history), newest_position(history))
+        return state
 
     def item_vectors(self) -> Tensor:
         return self.embedding.weight[1:]

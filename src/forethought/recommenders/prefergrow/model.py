@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forethought.data.dataset import Dataset
 from forethought.errors import RecipeError
-from forethought.nn.encoder import CausalEncoder, last_state
+from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
 from forethought.nn.softmax import softmax_cross_entropy
 from forethought.nn.thought import Thought
 from forethought.recommenders.base import Recommender, RecommenderConfig, RecommenderOutput
@@ -181,16 +181,15 @@ class PreferGrow(Recommender):
             return self._kernel(self.adaptive.detach().softmax(0))
         return self.fading
 
-    def states(self, history: Tensor) -> Tensor:
-        """The user after each item of the history; float ``[B, L, d]``."""
-        states: Tensor = self.encoder(self.embedding(history))
-        return states
+    def user(self, history: Tensor) -> Tensor:
+        """The user after the newest item of the history; float ``[B, d]``."""
+        user: Tensor = self.encoder(self.embedding(history), newest_position(history))
+        return user
 
     def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
         config = self.config
-        supervised = target > 0
-        user = self.states(history)[supervised]
-        x_0 = target[supervised] - 1
+        user = supervised_states(self.encoder, self.embedding(history), target)
+        x_0 = target[target > 0] - 1
         swapped = torch.rand(len(user), device=user.device) < config.nonpreference_user_ratio
         user = torch.where(swapped[:, None], self.nonpreference_user.to(user.dtype), user)
         loss = self._exact_loss(user, x_0) if config.loss == "exact" else self._diffusion_loss(user, x_0)
@@ -221,8 +220,10 @@ class PreferGrow(Recommender):
         else:
             loss_of = fused.soft_label_bce if config.loss == "bce" else fused.score_entropy
             offset, sides = self._offset(kernel, x_t, alpha)
-            query_and_offset = torch.cat([query, offset.to(query.dtype)], dim=1)
-            loss = loss_of(query_and_offset, torch.cat([vectors, sides], dim=1), kernel, noise, bias)
+            columns, table = query, vectors
+            if sides.shape[1]:  # the catalogue is not copied for nothing
+                columns, table = torch.cat([query, offset.to(query.dtype)], dim=1), torch.cat([vectors, sides], dim=1)
+            loss = loss_of(columns, table, kernel, noise, bias)
         if config.ce_weight:
             n = config.num_items
             ranking = query if config.parametrization == "marginal" else self._ranking_query(user)
@@ -276,7 +277,7 @@ class PreferGrow(Recommender):
 
         Guidance is linear in an inner product, so the two queries are mixed and multiplied with the items once.
         """
-        user = last_state(self.states(history), history)
+        user = self.user(history)
         query = self._guide(self._ranking_query(user), self._ranking_query(self.nonpreference_user[None]))
         return query if self.head.bias is None else torch.cat([query, query.new_ones(len(query), 1)], dim=-1)
 
@@ -308,7 +309,7 @@ class PreferGrow(Recommender):
             generator: of every draw.
             trace: also keep each step's distribution.
         """
-        user = last_state(self.states(history), history)
+        user = self.user(history)
         steps = self.config.growing_steps if steps is None else steps
         return grow(
             self.log_ratios(user, guidance), self.current_kernel(), self.schedule, steps, len(user),
@@ -344,7 +345,7 @@ class PreferGrow(Recommender):
 
     def think(self, history: Tensor, steps: int | None = None) -> Thought:
         """One grown chain a user: the query and the law over the N items at each of the T + 1 steps."""
-        user = last_state(self.states(history), history)
+        user = self.user(history)
         growth = self.grow(history, steps, trace=True)
         assert growth.distributions is not None
         table = self.embedding.weight[1:]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forethought.nn.attention import causal_attention
+from forethought.nn.attention import causal_attention, causal_attention_at
 from forethought.nn.dropout import Dropout
+from forethought.nn.encoder import take
 
 ScoreMethod = Literal["oricos", "diffcos", "diffcosNorm", "oricosNorm1", "oricosNorm2", "untied"]
 
@@ -39,19 +40,25 @@ class PaperBlock(nn.Module):
         self.register_buffer("cos", angle.cos().repeat(1, 2))
         self.register_buffer("sin", angle.sin().repeat(1, 2))
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """float ``[B, L, d]`` → float ``[B, L, d]``."""
-        length = vectors.shape[1]
+    def forward(self, vectors: Tensor, position: Tensor | None = None) -> Tensor:
+        """float ``[B, L, d]`` → float ``[B, L, d]``, or ``[B, d]`` at ``position``, int64 ``[B]``, alone."""
+        length, scale = vectors.shape[1], vectors.shape[-1] ** -0.5
         left, right = vectors.chunk(2, dim=-1)
         vectors = vectors * self.cos[:length] + torch.cat([-right, left], dim=-1) * self.sin[:length]
         vectors = self.dropout(vectors)
-        normal = self.query_norm(vectors)
-        q, k, v = (
-            layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer, source in ((self.query, normal), (self.key, vectors), (self.value, vectors))
-        )
-        mixed = causal_attention(q, k, v, scale=vectors.shape[-1] ** -0.5)
-        states = self.attention_norm(normal + mixed.transpose(1, 2).flatten(2))
+        if position is None:
+            normal = self.query_norm(vectors)
+            q, k, v = (
+                layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                for layer, source in ((self.query, normal), (self.key, vectors), (self.value, vectors))
+            )
+            mixed = causal_attention(q, k, v, scale).transpose(1, 2)
+        else:
+            normal = self.query_norm(take(vectors, position))
+            q = self.query(normal).unflatten(-1, (self.heads, -1))
+            key, value = ((layer.weight, layer.bias) for layer in (self.key, self.value))
+            mixed = causal_attention_at(position, q, vectors, key, value, scale)
+        states = self.attention_norm(normal + mixed.flatten(-2))
         inner = self.dropout(F.relu(self.inner(states)))
         states = self.feed_forward_norm(states + self.dropout(self.outer(inner)))
         final: Tensor = self.final_norm(states)
