@@ -18,7 +18,11 @@ from .logs import NUM_ITEMS
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "markov": [{"transitions": "all"}, {"transitions": "last"}],
-    "sasrec": [{"hidden_size": 8}, {"hidden_size": 8, "norm": "original", "loss": "gbce", "negatives": 4}],
+    "sasrec": [
+        {"hidden_size": 8},
+        {"hidden_size": 8, "norm": "original", "loss": "gbce", "negatives": 4},
+        {"hidden_size": 8, "loss": "sampled", "negatives": 4, "similarity": "cosine"},
+    ],
     "prefergrow": [
         {"hidden_size": 8, "kernel": "pair"},
         {"hidden_size": 8, "kernel": "point", "guidance": 2.0},

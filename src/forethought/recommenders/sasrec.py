@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ class SASRecConfig(RecommenderConfig):
     Attributes:
         hidden_size, num_blocks, num_heads, inner_size, dropout: of the transformer; ``inner_size`` 0 means 4 d.
         norm: ``pre`` (default) or ``original`` (the 2018 block).
+        similarity: of a state and an item: their inner product (``dot``, the paper), or their ``cosine`` divided by
+            ``temperature``, which keeps frequent items from growing long vectors.
         loss: ``ce`` (softmax over the whole catalogue), ``sampled`` (softmax over shared negatives) or ``gbce``
             (generalised binary cross-entropy, Petrov & Macdonald 2023).
         negatives: shared by the batch, for ``sampled`` and ``gbce``.
@@ -38,15 +41,22 @@ class SASRecConfig(RecommenderConfig):
     inner_size: int = 0
     dropout: float = 0.1
     norm: Literal["pre", "original"] = "pre"
+    similarity: Literal["dot", "cosine"] = "dot"
+    temperature: float = 0.1
     loss: Literal["ce", "sampled", "gbce"] = "ce"
     negatives: int = 256
     negative_power: float = 0.0
     logq: bool = True
     calibration: float = 0.75
 
+    def validate_temperature(self) -> None:
+        """Refuse a temperature that cannot divide; called when the config is made."""
+        if not 0 < self.temperature < inf:
+            raise ValueError(f"temperature is {self.temperature}; it has to be greater than 0")
+
 
 class SASRec(Recommender):
-    """Next-item scores are inner products of the newest state and the item embeddings."""
+    """Next-item scores are inner products (or cosines) of the newest state and the item embeddings."""
 
     config_class = SASRecConfig
     inner_product = True
@@ -69,7 +79,7 @@ class SASRec(Recommender):
         self.log_proposal.copy_(counts.log().mul(self.config.negative_power).log_softmax(0))
 
     def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
-        hidden = supervised_states(self.encoder, self.embedding(history), target)
+        hidden = self._compared(supervised_states(self.encoder, self.embedding(history), target))
         wanted = target[target > 0] - 1
         if self.config.loss == "ce":
             loss = softmax_cross_entropy(hidden, self.item_vectors(), wanted)
@@ -96,8 +106,12 @@ class SASRec(Recommender):
         return loss
 
     def query(self, history: Tensor) -> Tensor:
-        state: Tensor = self.encoder(self.embedding(history), newest_position(history))
-        return state
+        return self._compared(self.encoder(self.embedding(history), newest_position(history)))
+
+    def _compared(self, states: Tensor) -> Tensor:
+        """The states' side of the inner product."""
+        return F.normalize(states, dim=-1) / self.config.temperature if self.config.similarity == "cosine" else states
 
     def item_vectors(self) -> Tensor:
-        return self.embedding.weight[1:]
+        vectors = self.embedding.weight[1:]
+        return F.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
