@@ -1,25 +1,25 @@
 """Train, evaluate and compare every system of docs/results/prefergrow.md, and write that page.
 
     python benchmarks/quality.py --data DATA --runs RUNS [--only NAME …] [--seeds 0,1,2] [--threads 2]
-    python benchmarks/quality.py --data DATA --runs RUNS --write docs/results/prefergrow.md
+    python benchmarks/quality.py --write docs/results/prefergrow.md
 
 DATA holds the prepared folders beauty-us, toys-us, sports-us (user-split), beauty-loo and ml1m-loo (leave-one-out).
-Runs that are there already are not trained again, so the command can be stopped and given again. The page is written
-from the runs that are finished, whichever they are.
+What a table needs of each run (its recipe, its record, the rank of every test case) is kept in benchmarks/quality/, and
+a run that is kept is not trained again: the command can be stopped and given again, on another machine too. The page is
+written from what is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from forethought.atomic import atomic_file
+from forethought.atomic import atomic_file, atomic_folder
 from forethought.evaluation.compare import compare
 from forethought.evaluation.leaderboard import beyond_accuracy, columns, facts, made
 
@@ -47,7 +47,7 @@ class Study:
 
 
 POPULARITY = System("popularity", random=False)
-LAST = ("--data.targets", "last")
+KEPT = Path(__file__).with_name("quality")
 
 
 def studies() -> dict[str, Study]:
@@ -91,17 +91,31 @@ def studies() -> dict[str, Study]:
     return found
 
 
-def commands(name: str, study: Study, seeds: list[int], data: Path, runs: Path, threads: int) -> dict[Path, list[str]]:
-    """The words after ``forethought`` that make each run folder."""
-    found = {}
-    for label, system in study.systems.items():
-        for seed in seeds if system.random else [0]:
-            folder = runs / f"{name}-{label}-s{seed}"
-            found[folder] = [
-                "train", system.recipe, "--data.path", str(data / study.data), "--out", str(folder), "--seed",
-                str(seed), "--threads", str(threads), "--quiet", *system.overrides,
-            ]  # fmt: skip
-    return found
+def run_names(name: str, study: Study, seeds: list[int]) -> dict[str, tuple[System, int]]:
+    """The runs of a table: system and seed of each."""
+    return {
+        f"{name}-{label}-s{seed}": (system, seed)
+        for label, system in study.systems.items()
+        for seed in (seeds if system.random else [0])
+    }
+
+
+def make(run: str, system: System, seed: int, data: Path, options: argparse.Namespace) -> None:
+    """Train and evaluate one run, and keep what a table needs of it."""
+    folder, threads = options.runs / run, ["--threads", str(options.threads), "--quiet"]
+    if not (folder / "model").is_dir():
+        words = ["train", system.recipe, "--data.path", str(data), "--out", str(folder), "--seed", str(seed)]
+        forethought(*words, *threads, *system.overrides, *(["--resume"] if folder.exists() else []))
+    if not (folder / "evaluation" / "test.json").is_file():
+        forethought("evaluate", str(folder), "--split", "test", *threads)
+    with atomic_folder(KEPT / run) as scratch:
+        for file in ("recipe.yaml", "run.json", "evaluation/test.json"):
+            text = (folder / file).read_text(encoding="utf-8")
+            for path, name in ((options.data, "DATA"), (options.runs, "RUNS")):
+                text = text.replace(str(path.resolve()), name).replace(str(path), name)
+            (scratch / file).parent.mkdir(exist_ok=True)
+            (scratch / file).write_text(text, encoding="utf-8")
+        shutil.copy(folder / "evaluation" / "test-ranks.npy", scratch / "evaluation")
 
 
 def forethought(*words: str) -> None:
@@ -133,33 +147,32 @@ def rows_column(seen: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path)
     parser.add_argument("--only", nargs="*", default=list(studies()), choices=list(studies()))
     parser.add_argument("--systems", nargs="*", help="only these rows")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", type=Path, help="write the page from the runs that are there, and train nothing")
+    parser.add_argument("--write", type=Path, help="write the page from what is kept, and train nothing")
     options = parser.parse_args()
+    if not options.write and not (options.data and options.runs):
+        parser.error("--data and --runs are needed to train; --write alone writes the page")
     seeds = [int(seed) for seed in options.seeds.split(",")]
     sections = []
     for name in options.only:
         study = studies()[name]
-        made_by = commands(name, study, seeds, options.data, options.runs, options.threads)
-        for folder, words in made_by.items():
-            if options.write or (options.systems and not any(f"-{s}-s" in folder.name for s in options.systems)):
-                continue
-            if not (folder / "model").is_dir():
-                forethought(*words, *(["--resume"] if folder.exists() else []))
-            if not (folder / "evaluation" / "test.json").is_file():
-                forethought("evaluate", str(folder), "--split", "test", "--threads", str(options.threads), "--quiet")
-        done = [folder for folder in made_by if (folder / "evaluation" / "test.json").is_file()]
-        if options.write and done:
-            sections.append(section(study, done))
+        named = run_names(name, study, seeds)
+        for run, (system, seed) in named.items():
+            chosen = not options.systems or any(f"-{label}-s" in run for label in options.systems)
+            if not options.write and chosen and not (KEPT / run).is_dir():
+                make(run, system, seed, options.data / study.data, options)
+        kept = [KEPT / run for run in named if (KEPT / run).is_dir()]
+        if options.write and kept:
+            sections.append(section(study, kept))
     if options.write:
-        command = f"python benchmarks/quality.py --data DATA --runs RUNS --write {options.write}"
+        command = f"python benchmarks/quality.py --write {options.write}"
         introduction = Path(__file__).with_name("quality.md").read_text()
-        machine = f"{made(command)} torch {torch.__version__}, 2 cores of a shared machine."
+        machine = f"{made(command)} Each run's seconds are those of its machine, which other work shared."
         with atomic_file(options.write) as scratch:
             scratch.write_text("\n\n".join([introduction.strip(), machine, *sections]) + "\n")
 

@@ -79,5 +79,5 @@ def test_cosine() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_that_cannot_divide(temperature: float) -> None:
-    with pytest.raises(StrictDataclassError, match="temperature is .*has to be greater than 0"):
+    with pytest.raises(StrictDataclassError, match=r"temperature is .*has to be greater than 0"):
         model(similarity="cosine", temperature=temperature)
