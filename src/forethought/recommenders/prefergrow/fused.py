@@ -96,7 +96,7 @@ class _ScoreEntropy(torch.autograd.Function):
         grad_query = torch.empty_like(query)
         grad_vectors: Tensor | None = None
         grad_bias = torch.zeros_like(bias) if bias is not None else None
-        rows = max(CHUNK * 4 // len(vectors), 1)
+        rows = max(CHUNK * 2 // len(vectors), 1)
         for start in range(0, len(query), rows):
             part = slice(start, start + rows)
             ratios = (query[part].to(dtype) @ narrow.T).to(vectors.dtype)
