@@ -48,6 +48,34 @@ def test_leave_one_out(lengths: list[int]) -> None:
     assert split.parameters["users_without_target"] == len(lengths) - len(long)
 
 
+@given(LENGTHS, st.integers(1, 20), st.integers(0, 5))
+@PROPERTY
+def test_leave_one_out_with_few_users_for_validation(lengths: list[int], count: int, seed: int) -> None:
+    offsets = offsets_of(lengths)
+    long = [user for user, length in enumerate(lengths) if length >= 3]
+    if count > len(long):
+        with pytest.raises(DataError, match=f"there are {len(long)} with three events"):
+            leave_one_out(offsets, count, seed)
+        return
+    split = leave_one_out(offsets, count, seed)
+    check_whole(offsets, split)
+    assert split.test.tolist() == leave_one_out(offsets).test.tolist()
+    owners = np.searchsorted(offsets, split.valid, side="right") - 1
+    assert len(owners) == count
+    assert (split.valid == offsets[owners + 1] - 2).all()
+    held_out = np.isin(np.arange(len(lengths)), long).astype(int) + np.isin(np.arange(len(lengths)), owners)
+    assert (split.train_stop == offsets[1:] - held_out).all()
+    assert (leave_one_out(offsets, count, seed).valid == split.valid).all()
+    assert split.parameters["valid_users"] == count
+
+
+@pytest.mark.parametrize("split", ["user-split", "global-time"])
+def test_few_users_for_validation_are_of_leave_one_out_alone(split: Split) -> None:
+    sequences = Sequences(np.array([0, 4, 8]), np.ones(8, np.int32), np.arange(8))
+    with pytest.raises(DataError, match="goes with the split leave-one-out alone"):
+        assemble(sequences, pa.array(["a", "b"]), pa.table({"id": [1]}), split, valid_users=1)
+
+
 @given(LENGTHS, st.integers(0, 5))
 @PROPERTY
 def test_user_split(lengths: list[int], seed: int) -> None:

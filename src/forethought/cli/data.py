@@ -61,6 +61,10 @@ def _add_prepare(commands: Any, common: argparse.ArgumentParser) -> None:
         "--cuts", type=float, nargs=2, default=(0.8, 0.9), metavar=("A", "B"),
         help="global-time: shares of events before validation and before test (default 0.8 0.9)",
     )  # fmt: skip
+    splitting.add_argument(
+        "--valid-users", type=int, metavar="N",
+        help="leave-one-out: N users, drawn by --seed, have a validation case; the others train on that event too",
+    )  # fmt: skip
     parser.set_defaults(run=prepare)
 
 
@@ -147,7 +151,8 @@ def prepare(args: argparse.Namespace) -> None:
         dataset = interactions.prepare(
             args.out, split=args.split, min_rating=args.min_rating, duplicates=args.duplicates, k_core=args.k_core,
             min_length=args.min_length, max_length=args.max_length, seed=args.seed or 0,
-            quantiles=tuple(args.cuts), name=args.name, replace=args.replace, command=command, progress=say,
+            quantiles=tuple(args.cuts), valid_users=args.valid_users, name=args.name, replace=args.replace,
+            command=command, progress=say,
         )  # fmt: skip
     manifest = dataset.manifest
     counts = manifest["counts"]

@@ -23,6 +23,7 @@ def assemble(
     *,
     seed: int = 0,
     quantiles: tuple[float, float] = (0.8, 0.9),
+    valid_users: int | None = None,
     parts: npt.NDArray[np.int64] | None = None,
     name: str = "data",
     tie_rule: str = "given order",
@@ -38,15 +39,16 @@ def assemble(
         users: own ids, one a user.
         described: one row an item with ``id`` and, where known, ``title``, ``categories``, ``text``.
         split: the protocol; None takes the given ``parts``, or else ``"leave-one-out"``.
-        seed: of the user split.
+        seed: of what is drawn by the split.
         quantiles: of the global-time cuts.
+        valid_users: of leave-one-out, how many users have a validation case; all by default.
         parts: int64 ``[users]``: 0 training, 1 validation, 2 test.
         name, tie_rule, rules, provenance, dropped, actions: for the manifest.
 
     Raises:
         DataError: the split leaves nothing to train on or nothing to test.
     """
-    protocol, positions = _split(sequences, split, seed, quantiles, parts)
+    protocol, positions = _split(sequences, split, seed, quantiles, valid_users, parts)
     trained = positions.train_stop - sequences.offsets[:-1]
     for what, found in (("test case", len(positions.test)), ("training event", trained.sum())):
         if not found:
@@ -81,8 +83,11 @@ def _split(
     split: Split | None,
     seed: int,
     quantiles: tuple[float, float],
+    valid_users: int | None,
     parts: npt.NDArray[np.int64] | None,
 ) -> tuple[Split, Positions]:
+    if valid_users is not None and (split or ("leave-one-out" if parts is None else "")) != "leave-one-out":
+        raise DataError("A number of validation users goes with the split leave-one-out alone.")
     if split is None and parts is not None:
         return "user-split", given_split(sequences.offsets, parts)
     if split == "user-split":
@@ -91,4 +96,4 @@ def _split(
         if sequences.times is None:
             raise DataError("The split global-time needs times; name the time column with --time-column.")
         return split, global_time(sequences.offsets, sequences.times, quantiles)
-    return "leave-one-out", leave_one_out(sequences.offsets)
+    return "leave-one-out", leave_one_out(sequences.offsets, valid_users, seed)

@@ -198,6 +198,7 @@ class Interactions:
         max_length: int | None = None,
         seed: int = 0,
         quantiles: tuple[float, float] = (0.8, 0.9),
+        valid_users: int | None = None,
         name: str | None = None,
         replace: bool = False,
         command: str | None = None,
@@ -209,8 +210,9 @@ class Interactions:
             out: the folder to make; None keeps the data set in memory.
             split: the protocol; by default the split the source came with, or else ``"leave-one-out"``.
             min_rating, duplicates, k_core, min_length, max_length: see :class:`forethought.data.cleaning.Rules`.
-            seed: of the user split.
+            seed: of what is drawn by the split.
             quantiles: of the global-time cuts.
+            valid_users: of leave-one-out, how many users have a validation case; all by default.
             name: what to call the data set.
             replace: overwrite ``out``.
             command: noted in the manifest.
@@ -234,9 +236,9 @@ class Interactions:
         say("splitting")
         described, item_report = describe(laid.items, self.items)
         dataset = assemble(
-            laid.sequences, laid.users, described, split, seed=seed, quantiles=quantiles, parts=laid.parts,
-            name=name or self.name, tie_rule=tie_rule, rules=report, provenance=self._provenance(item_report, command),
-            dropped=self.dropped, actions=laid.actions,
+            laid.sequences, laid.users, described, split, seed=seed, quantiles=quantiles, valid_users=valid_users,
+            parts=laid.parts, name=name or self.name, tie_rule=tie_rule, rules=report,
+            provenance=self._provenance(item_report, command), dropped=self.dropped, actions=laid.actions,
         )  # fmt: skip
         say("writing")
         return dataset if out is None else dataset.save(out, replace=replace)

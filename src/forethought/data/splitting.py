@@ -31,16 +31,31 @@ class Positions:
     parameters: dict[str, Any]
 
 
-def leave_one_out(offsets: Ints) -> Positions:
+def leave_one_out(offsets: Ints, valid_users: int | None = None, seed: int = 0) -> Positions:
     """A user's last event is for test, the one before for validation, the rest for training.
 
     Users with fewer than three events are training only.
+
+    Args:
+        offsets: int64 ``[users + 1]``.
+        valid_users: so many users, drawn by ``seed``, have a validation case, and of the others the event before the
+            last is trained on too; all have one by default.
+
+    Raises:
+        DataError: so many users there are not.
     """
-    lengths = np.diff(offsets)
-    long = lengths >= 3
-    last = offsets[1:][long] - 1
-    train_stop = offsets[1:] - 2 * long
-    return Positions(train_stop, last - 1, last, {"users_without_target": int((~long).sum())})
+    long = np.diff(offsets) >= 3
+    validates, parameters = long, {"users_without_target": int((~long).sum())}
+    if valid_users is not None:
+        if not 0 < valid_users <= long.sum():
+            raise DataError(
+                f"{valid_users} users cannot give a validation case: there are {int(long.sum())} with three events."
+            )
+        drawn = np.random.default_rng(seed).choice(np.flatnonzero(long), valid_users, replace=False)
+        validates = np.isin(np.arange(len(long)), drawn)
+        parameters |= {"valid_users": valid_users, "seed": seed}
+    train_stop = offsets[1:] - long.astype(np.int64) - validates
+    return Positions(train_stop, offsets[1:][validates] - 2, offsets[1:][long] - 1, parameters)
 
 
 def user_split(offsets: Ints, seed: int) -> Positions:
