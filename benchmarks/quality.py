@@ -75,8 +75,8 @@ def studies() -> dict[str, Study]:
             },
         )  # fmt: skip
     for data, recipe, title in (
-        ("beauty-loo", "beauty", "Amazon Beauty, leave-one-out"),
-        ("ml1m-loo", "ml1m", "MovieLens-1M (SASRec's file), leave-one-out"),
+        ("beauty-loo", "beauty", "Amazon Beauty, leave-one-out, 2,048 validation users"),
+        ("ml1m-loo", "ml1m", "MovieLens-1M (SASRec's file), leave-one-out, 2,048 validation users"),
     ):
         found[data] = Study(
             title, data, "removed",
