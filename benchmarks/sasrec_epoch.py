@@ -99,6 +99,7 @@ def main() -> None:
         ["", "s an epoch", "s an evaluation", *ratios, "loss after the last", "NDCG@10, seen kept"],
         rows,
     )
+    result.save(args.json)  # minutes of work, whatever becomes of the rest
     if args.ml1m is not None:
         films = first_users(Dataset.open(args.ml1m), args.limit_users)
         rows = []
@@ -162,7 +163,7 @@ def first_users(dataset: Dataset, count: int | None) -> Dataset:
 
 def recbole(dataset: Dataset, args: argparse.Namespace) -> dict[str, Any]:
     """What RecBole takes for the same targets."""
-    python = args.recbole_venv / "bin" / "python"
+    python = args.recbole_venv.absolute() / "bin" / "python"  # it runs in another folder
     if subprocess.run([python, "-c", "import recbole"], capture_output=True).returncode if python.exists() else True:
         print(f"Installing RecBole into {args.recbole_venv} (once; a few minutes) ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", args.recbole_venv], check=True)
