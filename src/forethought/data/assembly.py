@@ -86,7 +86,8 @@ def _split(
     valid_users: int | None,
     parts: npt.NDArray[np.int64] | None,
 ) -> tuple[Split, Positions]:
-    if valid_users is not None and (split or ("leave-one-out" if parts is None else "")) != "leave-one-out":
+    came_split = split is None and parts is not None
+    if valid_users is not None and (came_split or split not in (None, "leave-one-out")):
         raise DataError("A number of validation users goes with the split leave-one-out alone.")
     if split is None and parts is not None:
         return "user-split", given_split(sequences.offsets, parts)
