@@ -12,16 +12,20 @@ written from what is kept.
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from forethought.atomic import atomic_file, atomic_folder
 from forethought.evaluation.compare import compare
 from forethought.evaluation.leaderboard import beyond_accuracy, columns, facts, made
+from forethought.evaluation.metrics import title
+from report import circumstances
 
 US = ("beauty-us", "toys-us", "sports-us")
 NAMES = {"beauty-us": "Amazon Beauty", "toys-us": "Amazon Toys and Games", "sports-us": "Amazon Sports and Outdoors"}
@@ -59,6 +63,7 @@ def studies() -> dict[str, Study]:
             {
                 "popularity": POPULARITY,
                 "markov-last": System("markov", ("--model.transitions", "last"), random=False),
+                "knn-all-prefixes": System("knn", random=False),
                 "sasrec": System("sasrec/user-split-last"),
                 "prefergrow": System("prefergrow/user-split-last"),
             },
@@ -74,12 +79,12 @@ def studies() -> dict[str, Study]:
                 "prefergrow": System("prefergrow/user-split"),
             },
         )  # fmt: skip
-    for data, recipe, title in (
+    for data, recipe, headline in (
         ("beauty-loo", "beauty", "Amazon Beauty, leave-one-out, 2,048 validation users"),
         ("ml1m-loo", "ml1m", "MovieLens-1M (SASRec's file), leave-one-out, 2,048 validation users"),
     ):
         found[data] = Study(
-            title, data, "removed",
+            headline, data, "removed",
             {
                 "popularity": POPULARITY,
                 "markov": System("markov", random=False),
@@ -113,6 +118,11 @@ def make(run: str, system: System, seed: int, data: Path, options: argparse.Name
             text = (folder / file).read_text(encoding="utf-8")
             for path, name in ((options.data, "DATA"), (options.runs, "RUNS")):
                 text = text.replace(str(path.resolve()), name).replace(str(path), name)
+            if file == "run.json":
+                where = circumstances()
+                text = json.dumps(
+                    {**json.loads(text), "commit": where["commit"], "processor": where["processor"]}, indent=2
+                )
             (scratch / file).parent.mkdir(exist_ok=True)
             (scratch / file).write_text(text, encoding="utf-8")
         shutil.copy(folder / "evaluation" / "test-ranks.npy", scratch / "evaluation")
@@ -123,26 +133,37 @@ def forethought(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "forethought", *words], check=True)
 
 
-def section(study: Study, folders: list[Path]) -> str:
-    """One table in Markdown, both ways of treating seen items, best first."""
-    chosen = compare(folders, "test", seen=study.seen)
-    other = compare(folders, "test", seen="kept" if study.seen == "removed" else "removed")
-    rows = {entry.name: entry for entry in other.entries}
-    heads, cells = [], []
-    for column in [*columns(chosen), *beyond_accuracy(chosen)]:
-        heads.append(column.heading)
-        cells.append([text for text, _ in column.cells])
-    for metric, head in (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10")):
-        heads.append(f"{head}, seen {other.seen}")
-        cells.append([f"{rows[e.name].mean[rows_column(other.seen)][metric]:.4f}" for e in chosen.entries])
-    lines = [f"## {study.title}", "", " · ".join(f"{key} {value}" for key, value in facts(chosen).items()), ""]
-    lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    lines += ["| " + " | ".join(row) + " |" for row in zip(*cells, strict=True)]
-    return "\n".join(lines)
+def section(name: str, study: Study, folders: list[Path]) -> str:
+    """One study in Markdown: accuracy, best first, then what else the rows tell, then what the reader has to know."""
+    found = compare(folders, "test", seen=study.seen)
+    # rows are called as in the study, not after their recipes
+    labels = [re.sub(rf"{name}-(.+)-s\d+", r"\1", entry.runs[0].path.name) for entry in found.entries]
+    entries = tuple(replace(entry, name=label) for entry, label in zip(found.entries, labels, strict=True))
+    found = replace(found, entries=entries)
+    other = "kept" if study.seen == "removed" else "removed"
+    accuracy = [(column.heading, [text for text, _ in column.cells]) for column in columns(found)]
+    accuracy += [
+        (f"{title(metric)}, seen {other}", [f"{entry.mean[f'seen_{other}'][metric]:.4f}" for entry in entries])
+        for metric in ("ndcg@10", "hr@10")
+    ]
+    beyond = [("Model", labels), *((c.heading, [text for text, _ in c.cells]) for c in beyond_accuracy(found))]
+    records = [json.loads((folder / "run.json").read_text()) for folder in folders]
+    days = sorted({record["started"][:10] for record in records})
+    commits = sorted({record["commit"][:7] for record in records if "commit" in record})
+    processors = sorted({record["processor"] for record in records if "processor" in record})
+    about = f"Trained {' to '.join(dict.fromkeys([days[0], days[-1]]))}"
+    about += f" at {', '.join(commits)}" if commits else ""
+    about += f" on {', '.join(processors)}" if processors else ""
+    lines = [f"## {study.title}", "", " · ".join(f"{key} {value}" for key, value in facts(found).items()), ""]
+    lines += [*rows(accuracy), "", found.verdict(), *(f"\n{note}" for note in found.notes()), ""]
+    return "\n".join([*lines, *rows(beyond), "", f"{about}."])
 
 
-def rows_column(seen: str) -> str:
-    return f"seen_{seen}"
+def rows(table: list[tuple[str, list[str]]]) -> list[str]:
+    """A table in Markdown, from its columns."""
+    heads, cells = zip(*table, strict=True)
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *zip(*cells, strict=True)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def main() -> None:
@@ -168,7 +189,7 @@ def main() -> None:
                 make(run, system, seed, options.data / study.data, options)
         kept = [KEPT / run for run in named if (KEPT / run).is_dir()]
         if options.write and kept:
-            sections.append(section(study, kept))
+            sections.append(section(name, study, kept))
     if options.write:
         command = f"python benchmarks/quality.py --write {options.write}"
         introduction = Path(__file__).with_name("quality.md").read_text()

@@ -62,7 +62,7 @@ class Result:
         """Write as JSON what was found, when, where and by which command; nothing where there is no path."""
         if path is not None:
             with atomic_file(path) as scratch:
-                scratch.write_text(json.dumps({**asdict(self), **_circumstances()}, indent=2, ensure_ascii=False))
+                scratch.write_text(json.dumps({**asdict(self), **circumstances()}, indent=2, ensure_ascii=False))
 
 
 def _readable(cell: Cell) -> str:
@@ -72,7 +72,8 @@ def _readable(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def _circumstances() -> dict[str, str | int]:
+def circumstances() -> dict[str, str | int]:
+    """Command, commit, date, processor and versions of this process."""
     processor, flags = platform.processor() or platform.machine(), ""
     if Path("/proc/cpuinfo").is_file():
         facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
@@ -100,8 +101,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     parts = [
-        "# Speed\n\nWritten by `make bench`. Every ratio stands against a reference measured in the same run; a `+` "
-        "after the commit means uncommitted changes."
+        "# Speed\n\nWritten by `benchmarks/report.py` from what each command below measured. Every ratio stands "
+        "against a reference measured in the same run; a `+` after the commit means uncommitted changes."
     ]
     for file in args.files:
         found = json.loads(file.read_text())

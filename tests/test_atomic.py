@@ -22,7 +22,10 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
         assert not target.exists()
     assert (target / "a").read_text() == "1"
     assert target.stat().st_mode & 0o777 == 0o777 & ~current_umask()
-    with pytest.raises(ArtefactError, match="exists already"), atomic_folder(target):
+    with (
+        pytest.raises(ArtefactError, match="exists already; choose another folder or remove it"),
+        atomic_folder(target),
+    ):
         pass
 
 

@@ -108,6 +108,10 @@ def test_the_users_own_file_comes_before_a_shipped_recipe(tmp_path, monkeypatch)
 def test_an_unknown_recipe_is_refused_with_what_there_is():
     with pytest.raises(RecipeError, match=r"no recipe file 'prefergrow/beuty'.*try prefergrow/beauty"):
         recipe_path("prefergrow/beuty")
+    with pytest.raises(RecipeError, match=r"try prefergrow/default, prefergrow/demo, prefergrow/aso-adaptive"):
+        recipe_path("prefergrow")
+    with pytest.raises(RecipeError, match=r"try prefergrow/default, prefergrow/demo, sasrec/default, sasrec/demo, knn"):
+        recipe_path("xyz")
 
 
 def test_imports_run_one_way():

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from forethought.data.dataset import Dataset
     from forethought.data.interactions import Interactions
     from forethought.errors import ArtefactError, DataError, ForethoughtError, RecipeError
-    from forethought.evaluation.compare import compare
     from forethought.evaluation.evaluator import Evaluation, evaluate
     from forethought.nn.thought import Thought
     from forethought.recommenders import model_class
     from forethought.recommenders.base import Recommender
+    from forethought.recommenders.comparing import compare
     from forethought.recommenders.run import Run, train
     from forethought.recommenders.tuning import tune
     from forethought.training.recipe import Recipe
@@ -37,7 +37,7 @@ _HOMES = {
     "Recommender": "forethought.recommenders.base",
     "Run": "forethought.recommenders.run",
     "Thought": "forethought.nn.thought",
-    "compare": "forethought.evaluation.compare",
+    "compare": "forethought.recommenders.comparing",
     "evaluate": "forethought.evaluation.evaluator",
     "model_class": "forethought.recommenders",
     "train": "forethought.recommenders.run",

@@ -19,6 +19,16 @@ def _explain(target: Path, error: OSError) -> ArtefactError:
     )
 
 
+def refuse_existing(target: str | os.PathLike[str], advice: str = "choose another folder or remove it first") -> None:
+    """Stop before the work is begun where its result has no place.
+
+    Raises:
+        ArtefactError: ``target`` exists; ``advice`` says what can be done.
+    """
+    if Path(target).exists():
+        raise ArtefactError(f"{target} exists already; {advice}.")
+
+
 @contextlib.contextmanager
 def atomic_folder(target: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes ``target`` when the block ends without an error.
@@ -27,8 +37,8 @@ def atomic_folder(target: str | os.PathLike[str], *, replace: bool = False) -> I
         ArtefactError: ``target`` exists and ``replace`` is false, or the place cannot be written.
     """
     target = Path(target)
-    if target.exists() and not replace:
-        raise ArtefactError(f"{target} exists already; choose another folder or remove it first.")
+    if not replace:
+        refuse_existing(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))

@@ -33,7 +33,8 @@ def recipe_path(name: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = shipped_recipes()
+    # the recipes to begin with come first
+    known = sorted(shipped_recipes(), key=lambda shipped: not shipped.endswith(("/default", "/demo")))
     short = path.with_suffix("") if path.suffix in {".yaml", ".yml"} else path
     shipped = short.as_posix().removeprefix("recipes/")
     if shipped in known:

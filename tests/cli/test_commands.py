@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from forethought import Run, cli
+from forethought import Run, cli, compare
 from forethought.errors import ArtefactError, DataError
 from tests.cli.conftest import Command
 
@@ -58,6 +58,18 @@ def test_recommend_after_a_history(trained: Path, capsys: Printed):
     assert cli.main(["recommend", str(trained), "--history", "song-5, song-7", "-k", "4"]) == 0
     table = capsys.readouterr().out
     assert [line.split()[1] for line in table.splitlines()[1:]] == [item["id"] for item in best]
+
+
+def test_ids_with_a_comma_are_quoted_as_in_a_csv_file(tmp_path: Path, capsys: Printed):
+    log, data, run = (str(tmp_path / name) for name in ("log.csv", "data", "run"))
+    films = ('"Alien, II"', '"Jaws, 3"', "Up")
+    rows = [f"u{user},{film},{step}" for user in range(6) for step, film in enumerate(films)]
+    Path(log).write_text("\n".join(["user,item,timestamp", *rows]) + "\n")
+    assert cli.main(["data", "prepare", log, "--out", data, "--split", "user-split", "--quiet"]) == 0
+    assert cli.main(["train", "markov", "--data.path", data, "--out", run, "--quiet"]) == 0
+    capsys.readouterr()
+    assert cli.main(["recommend", run, "--history", 'Up, "Alien, II"', "-k", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["id"] == "Jaws, 3"
 
 
 def test_seen_items_are_left_out_unless_asked_for(trained: Path, capsys: Printed):
@@ -166,6 +178,7 @@ def test_tune_goes_on_where_it_was_and_keeps_the_best(recipe: Path, data: Path, 
         scores[metrics["seen_removed"]["ndcg@10"]] = yaml.safe_load((folder / "recipe.yaml").read_text())
         assert not (folder / "evaluation" / "test.json").exists()
     assert len(scores) == 4
+    assert len(compare([out], "valid", replicates=100).entries) == 4  # its trials are runs
     best = yaml.safe_load((out / "recipe.yaml").read_text())
     assert {**best, "name": ""} == {**scores[max(scores)], "name": ""}
     assert cli.main([*words, "--trials", "4", "--search", "model.dropout=0..0.5"]) == 2

@@ -14,6 +14,8 @@ import pytest
 
 from forethought.cli import main
 from forethought.data.dataset import Dataset
+from forethought.data.interactions import Interactions
+from forethought.errors import ArtefactError
 from tests.data.logs import SEQUENCES, sequences_of, write_csv
 
 Printed = pytest.CaptureFixture[str]
@@ -49,9 +51,18 @@ def test_prepare_with_every_option(tmp_path: Path, capsys: Printed) -> None:
     assert (manifest["name"], manifest["protocol"]) == ("mine", "user-split")
     assert manifest["rules"][-1]["seed"] == 4
     assert manifest["provenance"]["items"]["described"] == 2
-    assert main(words) == 2
-    assert "exists already" in capsys.readouterr().err
     assert main([*words, "--replace"]) == 0
+
+
+def test_a_folder_that_exists_is_refused_before_anything_is_read(tmp_path: Path, capsys: Printed) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    assert main(["data", "prepare", str(tmp_path / "no.csv"), "--out", str(out)]) == 2
+    assert f"{out} exists already; choose another folder or overwrite it with --replace." in capsys.readouterr().err
+    stages: list[str] = []
+    with pytest.raises(ArtefactError, match="exists already; choose another folder or overwrite it with replace=True"):
+        Interactions.read(write_csv(tmp_path / "log.csv")).prepare(out, progress=stages.append)
+    assert stages == []
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -72,6 +83,7 @@ def test_check(tmp_path: Path, capsys: Printed) -> None:
     words = ["data", "check", "bundled:movielens-latest-small", "--quiet"]
     assert main([*words, "--json", str(tmp_path / "r.json"), "--figure", str(tmp_path / "r.png")]) == 0
     printed = capsys.readouterr()
+    assert printed.out.startswith(f"Figure: {tmp_path / 'r.png'}\n")
     assert "users whose last two events tie" in printed.out
     assert "look into the future" in " ".join(printed.out.split())
     report = json.loads((tmp_path / "r.json").read_text())

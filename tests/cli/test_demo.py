@@ -18,7 +18,9 @@ def test_the_demo_ends_with_the_leaderboard(forethought: Command, tmp_path: Path
     assert result.returncode == 0, result.stderr
     shown = [shlex.split(line[2:]) for line in result.stdout.splitlines() if line.startswith("$ forethought ")]
     assert [words[1] for words in shown] == ["data", *["train"] * 5, "recommend", "grow", "compare"]
-    ending = result.stdout.rpartition("$ forethought compare")[2]
+    before, _, ending = result.stdout.rpartition("$ forethought compare")
+    assert before.splitlines()[-2].startswith("Everything is in demo. After ")
+    assert "" not in result.stderr.splitlines()  # a bar is for a terminal
     for name in ("popularity", "markov", "knn", "sasrec", "prefergrow"):
         assert name in ending
         info = json.loads((tmp_path / "demo" / name / "run.json").read_text())

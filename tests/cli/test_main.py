@@ -55,20 +55,29 @@ def test_version(forethought: Command):
     [
         ([], "the following arguments are required: COMMAND"),
         (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "; did you mean 'train'?"),
+        (["data", "prepar"], "; did you mean 'prepare'?"),
+        (["compare", "run", "--split", "tset"], "; did you mean 'test'?"),
+        (["xyz"], "; see 'forethought --help'."),
         (["train"], "the following arguments are required: RECIPE"),
         (["train", "r.yaml", "--learning_rate", "3"], "unrecognized arguments: --learning_rate 3"),
         (["train", "r.yaml", "--training.epochs"], "--training.epochs needs a value"),
         (["recommend", "run"], "one of the arguments --history --user is required"),
         (["recommend", "run", "--user", "u", "--model.gamma", "3"], "unrecognized arguments: --model.gamma"),
         (["train", "r.yaml", "--threads", "0"], "argument --threads: 0 is not at least 1"),
+        (["train", "r.yaml", "--threads", "x"], "argument --threads: x is no whole number; see 'forethought train"),
         (["train", "r.yaml", "--seed", "-1"], "argument --seed: -1 is not between 0 and"),
     ],
 )  # fmt: skip
-def test_usage_errors_exit_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_usage_errors_are_one_line_and_exit_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("forethought: error: ")
+    assert message in told.err
+    assert told.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -89,7 +98,7 @@ def test_usage_errors_exit_with_2(words: list[str], message: str, capsys: pytest
         (["recommend", "{run}", "--history", " , "], "The history is empty"),
         (["recommend", "{run}", "--history", "song-1", "-k", "0"], "ask for at least one"),
         (["recommend", "{run}/model", "--user", "u"], "open the run folder"),
-        (["grow", "{run}", "--user", "ann 3"], "holds a SASRec, which does not grow"),
+        (["grow", "{run}", "--user", "ann 3"], "holds a sasrec, which does not grow"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.dropout=3"], "is no range; write model"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.drop=1..2"], "no key model.drop;"),
         (["tune", "{recipe}", "--data.path", "{data}", "--trials", "0"], "0 trials find nothing"),

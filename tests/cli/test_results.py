@@ -30,7 +30,7 @@ def test_evaluate_prints_both_rankings_and_keeps_the_result(popularity: Path, tm
     rows = {line.split()[0]: line.split() for line in printed.out.splitlines() if line.split()}
     for column, seen in ((1, "seen_removed"), (3, "seen_kept")):
         assert rows["NDCG@10"][column] == f"{saved.metrics[seen]['ndcg@10']:.4f}"
-    for word in ("leave-one-out", saved.fingerprint[:12], "test", f"{saved.users} users"):
+    for word in ("popularity on", "leave-one-out", saved.fingerprint[:12], "test", f"{saved.users} users"):
         assert word in printed.out
 
 
@@ -65,6 +65,32 @@ def test_compare_evaluates_what_is_missing_and_writes_everything(
     assert (runs[0] / "evaluation" / "test.json").is_file()
     places = [printed.index(text) for text in ("Report:", "NDCG@10 leaderboard", "small (baseline)", "leads with")]
     assert places == sorted(places)
+
+
+def test_compare_takes_a_folder_of_runs(trained: Path, popularity: Path, tmp_path: Path, capsys: Printed):
+    demo = tmp_path / "demo"
+    for run in (trained, popularity):
+        shutil.copytree(run, demo / run.name)
+    (demo / "data").mkdir()
+    (demo / "data" / "manifest.json").write_text("{}")
+    words = ["--out", str(tmp_path / "report"), "--json", "-"]
+    assert main(["compare", str(demo), *words]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""  # a bar is for a terminal
+    assert [entry["model"] for entry in json.loads(printed.out)["entries"]] == ["sasrec", "popularity"]
+    # a run that is named comes before its like in a folder
+    assert main(["compare", str(demo), str(popularity), *words, "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["entries"][1]["runs"] == [str(popularity)]
+
+
+def test_compare_checks_every_path_before_it_evaluates(trained: Path, tmp_path: Path, capsys: Printed):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "report").mkdir()
+    shutil.rmtree(run / "evaluation")
+    for wrong in ("nowhere", "report"):
+        assert main(["compare", str(run), str(tmp_path / wrong)]) == 2
+        assert "is no run folder (no run.json) and holds none; make one with" in capsys.readouterr().err
+    assert not (run / "evaluation").exists()
 
 
 def test_compare_refuses_in_one_sentence(trained: Path, log: Path, tmp_path: Path, capsys: Printed):

@@ -47,6 +47,24 @@ def test_training_examples(log: Dataset, max_length: int, targets: str) -> None:
     assert batch["target"].tolist() == padded(wanted)
 
 
+@pytest.mark.parametrize("max_length", [1, 2, 4, 50])
+def test_windows_are_the_full_histories_or_the_newest(log: Dataset, max_length: int) -> None:
+    examples = TrainingExamples(log, max_length, "windows")
+    wanted = []
+    for user in (user for user in TRAINING if len(user) >= 2):
+        ends = [end for end in range(1, len(user)) if end >= max_length] or [len(user) - 1]
+        wanted += [(user[:end][-max_length:], user[end]) for end in ends]
+    batch = examples[np.arange(len(examples))]
+    found = [
+        ([item for item in history if item], target[length - 1])
+        for history, target, length in zip(
+            batch["history"].tolist(), batch["target"].tolist(), examples.lengths.tolist(), strict=True
+        )
+    ]
+    assert sorted(found) == sorted(wanted)
+    assert int((batch["target"] > 0).sum()) == len(wanted)
+
+
 def test_nothing_to_learn_from() -> None:
     with pytest.raises(DataError, match="no user with two training events"):
         TrainingExamples(make_dataset([[1], [2]], [[1, 2], [2, 1]], 2), 5)

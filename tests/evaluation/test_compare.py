@@ -15,13 +15,15 @@ import torch
 import yaml
 from rich.console import Console
 
+import forethought
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError
+from forethought.evaluation import figures
 from forethought.evaluation.compare import compare
 from forethought.evaluation.evaluator import evaluate
 from forethought.evaluation.leaderboard import print_leaderboard, to_markdown
 from forethought.evaluation.report import write_report
-from forethought.evaluation.runs import read_run
+from forethought.evaluation.runs import find_runs, read_run
 from forethought.evaluation.significance import holm, paired_test
 
 from .models import make_dataset, score_table, sum_of_vectors
@@ -212,6 +214,38 @@ def test_broken_runs_are_refused_with_a_sentence(runs, tmp_path, harm, sentence)
     with pytest.raises(ArtefactError, match=sentence) as error:
         compare([run], **FEW)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_runs_stands_for_the_finished_runs_in_it(runs, tmp_path):
+    for number, run in enumerate([*runs[:2], runs[0], runs[3]]):  # the third repeats the first
+        shutil.copytree(run, tmp_path / "many" / f"trial-{number}")
+    (tmp_path / "many" / "report").mkdir()
+    (tmp_path / "many" / "study.sqlite3").write_text("")
+    assert find_runs([tmp_path / "many"]) == [tmp_path / "many" / f"trial-{number}" for number in (0, 1, 3)]
+    assert find_runs([tmp_path / "many", runs[1]]) == [runs[1], *(tmp_path / "many" / f"trial-{n}" for n in (0, 3))]
+    failed = tmp_path / "many" / "trial-3" / "run.json"
+    failed.write_text(failed.read_text().replace("finished", "failed"))
+    assert [run.name for run in find_runs([tmp_path / "many"])] == ["trial-0", "trial-1"]
+    assert len(forethought.compare([tmp_path / "many"], **FEW).entries) == 1
+    with pytest.raises(ArtefactError, match=r"trial-3 is not finished \(failed\)"):
+        find_runs([failed.parent])
+    shutil.rmtree(tmp_path / "many" / "trial-0")
+    shutil.rmtree(tmp_path / "many" / "trial-1")
+    shutil.rmtree(tmp_path / "many" / "trial-2")
+    with pytest.raises(ArtefactError, match=r"None of the runs in .*many is finished"):
+        find_runs([tmp_path / "many"])
+    with pytest.raises(ArtefactError, match=r"report is no run folder \(no run.json\) and holds none"):
+        find_runs([tmp_path / "many" / "report"])
+
+
+def test_no_two_entries_look_alike(comparison):
+    for draw in (figures.slices, figures.cost):
+        lines = [line for line in draw(comparison).axes[0].get_lines() if not line.get_label().startswith("_")]
+        assert len(lines) == len(comparison.entries)
+        assert len({line.get_marker() for line in lines}) == len(lines)
+        assert len({line.get_color() for line in lines}) == len(lines)
+        for line, entry in zip(lines, comparison.entries, strict=True):
+            assert (line.get_markerfacecolor() == "none") == entry.baseline
 
 
 def test_the_terminal_table_fits_and_names_everything(comparison):

@@ -11,7 +11,8 @@ import pytest
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation import metrics
 from forethought.evaluation.evaluator import Evaluation, bands, evaluate
-from forethought.evaluation.ranking import rank_targets
+from forethought.evaluation.ranking import kind_of, rank_targets
+from forethought.recommenders import MODELS, model_class
 
 from .models import dataset_of, make_dataset, sum_of_vectors
 
@@ -30,6 +31,13 @@ def test_it_says_what_it_refers_to(evaluation):
     repeated = [items[stop - 1] in items[start : stop - 1] for start, stop in itertools.pairwise(offsets)]
     assert evaluation.unreachable == sum(repeated) > 0
     assert evaluation.seconds > 0
+
+
+def test_a_model_is_called_what_recipes_call_it(evaluation):
+    for name in MODELS:
+        kind = model_class(name)
+        assert kind_of(kind(kind.config_class(num_items=40))) == name
+    assert evaluation.model == "SumOfVectors"  # no recipe can name it
 
 
 def test_metrics_are_those_of_the_ranks(evaluation):

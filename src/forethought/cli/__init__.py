@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from forethought import __version__
 from forethought.errors import ForethoughtError
@@ -48,6 +50,18 @@ _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>
 _PLACE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a usage error in one line; the usage itself is a page of help away."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = f"see '{self.prog} --help'."
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice is not None:
+            near = difflib.get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), n=1)
+            hint = f"did you mean '{near[0]}'?" if near else hint
+        self.exit(2, f"forethought: error: {message}; {hint}\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 where the user has to mend something."""
     parser = _parser()
@@ -82,13 +96,13 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    common = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("options of every command")
     group.add_argument("--seed", type=_whole, metavar="N", help="seed of everything random")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; by default the accelerator, if any")
     group.add_argument("--threads", type=_positive, metavar="N", help="threads on the CPU")
     group.add_argument("--quiet", action="store_true", help="no progress, only results")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "forethought", "forethought COMMAND …", GUIDE, EPILOG, [common],
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
@@ -119,14 +133,21 @@ def _take_overrides(parser: argparse.ArgumentParser, words: list[str]) -> tuple[
 
 
 def _whole(text: str) -> int:
-    number = int(text)
+    number = _number(text)
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 4294967295")
     return number
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = _number(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number") from None

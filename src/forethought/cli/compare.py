@@ -18,9 +18,10 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help="leaderboard of several runs",
         description="Print a leaderboard and write it as Markdown, JSON and one HTML page with figures. Runs that "
         "differ only by seed become one row; the best row is tested against each other one. Runs that were not yet "
-        "evaluated on the split are evaluated first. Runs on different data or protocols are not mixed.",
+        "evaluated on the split are evaluated first. Runs on different data or protocols are not mixed. A folder of "
+        "runs, such as that of a demo or a search, stands for the finished runs directly in it.",
     )
-    parser.add_argument("paths", metavar="RUN", nargs="+")
+    parser.add_argument("paths", metavar="RUN", nargs="+", help="a run folder, or a folder of runs")
     parser.add_argument("--out", metavar="DIR", default="comparison", help="for the report (default ./comparison)")
     parser.add_argument("--split", choices=["test", "valid"], default="test", help="default test")
     parser.add_argument("--seen", choices=["removed", "kept"], default="removed", help="items of the history")
@@ -32,18 +33,15 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from forethought.atomic import atomic_file
     from forethought.cli.evaluate import progress_bar
-    from forethought.evaluation.compare import compare
     from forethought.evaluation.leaderboard import print_leaderboard
     from forethought.evaluation.report import write_report
+    from forethought.recommenders.comparing import compare
 
-    for path in map(Path, options.paths):
-        if (path / "model").is_dir() and not (path / "evaluation" / f"{options.split}.json").is_file():
-            from forethought.recommenders.run import Run
-
-            with progress_bar(f"evaluating {path.name}", options.quiet) as progress:
-                Run.open(path, options.device).evaluate(options.split, progress=progress)
-    seed = 0 if options.seed is None else options.seed
-    comparison = compare(options.paths, options.split, seen=options.seen, metric=options.metric, seed=seed)
+    with progress_bar(options.quiet) as progress:
+        comparison = compare(
+            options.paths, options.split, seen=options.seen, metric=options.metric, seed=options.seed or 0,
+            device=options.device, progress=progress,
+        )  # fmt: skip
     page = write_report(comparison, options.out, shlex.join(["forethought", *sys.argv[1:]]))
     text = json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False) + "\n"
     if options.json == "-":

@@ -144,6 +144,10 @@ def working(quiet: bool, title: str) -> Iterator[Callable[[str], None]]:
 
 def prepare(args: argparse.Namespace) -> None:
     """Read, clean, split and write a log; print what became of it."""
+    from forethought.atomic import refuse_existing
+
+    if not args.replace:
+        refuse_existing(args.out, "choose another folder or overwrite it with --replace")
     with working(args.quiet, f"Preparing {args.path}") as say:
         say("reading")
         interactions = _read(args)
@@ -197,6 +201,8 @@ def check(args: argparse.Namespace) -> None:
     if args.json:
         with atomic_file(args.json) as scratch:
             scratch.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    if args.figure:
+        print(f"Figure: {args.figure}")
     console = Console()
     console.print(report.table())
     for finding in report.findings:

@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     common += ["--quiet"] * options.quiet
     for words in commands(folder, [f"--{key}={value}" for key, value in options.overrides.items()]):
         if words[0] == "compare":  # the leaderboard is to come last
-            print(f"\nEverything is in {folder}; made in {time.monotonic() - started:.0f} s.")
+            seconds = time.monotonic() - started
+            print(f"\nEverything is in {folder}. After {seconds:.0f} s the comparison on the test part remains:")
         print(f"\n$ {shlex.join(['forethought', *words])}", flush=True)
         code = main([*words, *common])
         if code:

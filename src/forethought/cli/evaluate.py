@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -36,9 +37,10 @@ def run(options: argparse.Namespace) -> None:
     from forethought.recommenders.run import Run
 
     opened = Run.open(options.path, options.device)
-    with progress_bar(f"evaluating {opened.path.name}", options.quiet) as progress:
+    with progress_bar(options.quiet) as progress:
         seed = 0 if options.seed is None else options.seed
-        evaluation = opened.evaluate(options.split, seed=seed, progress=progress)
+        tell = None if progress is None else functools.partial(progress, opened.path.name)
+        evaluation = opened.evaluate(options.split, seed=seed, progress=tell)
     text = json.dumps(evaluation.as_dict(), indent=2, ensure_ascii=False) + "\n"
     if options.json == "-":
         sys.stdout.write(text)
@@ -82,15 +84,15 @@ def print_evaluation(evaluation: Evaluation, shown: list[str]) -> None:
 
 
 @contextmanager
-def progress_bar(label: str, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """Yield a function that takes the number of cases ranked so far and shows it on standard error."""
-    if quiet:
-        yield None
-        return
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
+    """Yield a function that shows a run's name and the number of its cases ranked so far; None where nobody looks."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    look = (SpinnerColumn(), TextColumn("{task.description}  {task.completed:,.0f} cases"))
-    with Progress(*look, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done: bar.update(task, completed=done)
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda name, done: bar.update(task, description=f"evaluating {name}  {done:,} cases")

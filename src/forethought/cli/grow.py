@@ -24,7 +24,9 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help="strengths, a panel each: 0 ignores the user, 1 is the model as trained (default 0 1 3)",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, metavar="T", help="growing steps; by default the model's")
-    parser.add_argument("--chains", type=int, default=256, metavar="N", help="averaged for the picture (default 256)")
+    parser.add_argument(
+        "--chains", type=int, default=256, metavar="N", help="averaged where the law is not known exactly (default 256)"
+    )
     parser.add_argument("--out", metavar="PATH", help="PATH.png and PATH.html; by default RUN/growing/user-ID")
     parser.set_defaults(run=run)
 

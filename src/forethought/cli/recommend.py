@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 from typing import Any
 
@@ -17,9 +19,16 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("path", metavar="RUN", help="a run folder; with --history its model folder is enough")
     who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--history", metavar='"ID,ID,…"', help="the items' own ids, oldest first")
+    who.add_argument(
+        "--history", metavar='"ID,ID,…"',
+        help="the items' own ids, oldest first; as in a CSV file, quotes hold an id with a comma: 'ID,\"ID, II\",ID'",
+    )  # fmt: skip
     who.add_argument("--user", metavar="ID", help="the user's own id; everything the data tells of the user is read")
     parser.add_argument("-k", type=int, default=10, metavar="K", help="how many (default 10)")
+    parser.add_argument(
+        "--chains", type=int, default=0, metavar="N",
+        help="of a PreferGrow: draw the list by N random chains; few make varied lists, each --seed another",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON: [{id, title, score}, …]")
     parser.add_argument("--include-seen", action="store_true", help="do not leave out items of the history")
     parser.set_defaults(run=run)
@@ -30,10 +39,13 @@ def run(options: argparse.Namespace) -> None:
 
     opened = Run.open(options.path, options.device)
     if options.history is not None:
-        history = [part.strip() for part in options.history.split(",") if part.strip()]
-        best = opened.recommend(history, options.k, not options.include_seen)
+        rows = csv.reader(io.StringIO(options.history), skipinitialspace=True)
+        history = [part.strip() for row in rows for part in row if part.strip()]
+        best = opened.recommend(history, options.k, not options.include_seen, options.chains, options.seed or 0)
     else:
-        best = opened.recommend_user(options.user, options.k, not options.include_seen)
+        best = opened.recommend_user(
+            options.user, options.k, not options.include_seen, options.chains, options.seed or 0
+        )
     if options.json:
         print(json.dumps([item._asdict() for item in best], ensure_ascii=False, indent=2))
         return

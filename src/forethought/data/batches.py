@@ -32,7 +32,7 @@ def gather_rows(items: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
 
 
 class TrainingExamples(TorchDataset[dict[str, Tensor]]):
-    """Rows for training, one a user; indexed with an int64 array of rows it gives a whole batch.
+    """Rows for training; indexed with an int64 array of rows it gives a whole batch.
 
     A batch is ``{"history": int64 [B, L], "target": int64 [B, L]}``, where ``target[b, i]`` follows ``history[b, i]``
     and 0 means nothing is to be predicted there.
@@ -40,10 +40,15 @@ class TrainingExamples(TorchDataset[dict[str, Tensor]]):
     Args:
         dataset: the prepared data; only its training part is read.
         max_length: items of history kept, newest last.
-        targets: ``"all"`` predicts every next item, ``"last"`` only each user's last one.
+        targets: ``"all"`` is a row a user and predicts the item after each of the newest ``max_length``; ``"last"`` is
+            the same row and predicts each user's newest item alone. ``"windows"`` is a row for every item that follows
+            a full history of ``max_length``, predicting that one; the newest stands for users that are shorter.
+
+    Raises:
+        DataError: no user has two training events.
     """
 
-    def __init__(self, dataset: Dataset, max_length: int, targets: Literal["all", "last"] = "all") -> None:
+    def __init__(self, dataset: Dataset, max_length: int, targets: Literal["all", "last", "windows"] = "all") -> None:
         starts = np.asarray(dataset.sequences.offsets[:-1])
         stops = np.asarray(dataset.train_stop)
         kept = stops - starts >= 2
@@ -52,8 +57,13 @@ class TrainingExamples(TorchDataset[dict[str, Tensor]]):
                 f"{dataset.path or 'The data set'} has no user with two training events: nothing to learn from."
             )
         self.items = torch.from_numpy(np.array(dataset.sequences.items))
-        stop = torch.from_numpy(stops[kept])
-        self.lengths = torch.minimum(stop - torch.from_numpy(starts[kept]) - 1, torch.tensor(max_length))
+        starts, stops = starts[kept], stops[kept]
+        if targets == "windows":
+            windows = np.maximum(stops - starts - max_length, 1)
+            back = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
+            starts, stops = np.repeat(starts, windows), np.repeat(stops, windows) - back
+        stop = torch.from_numpy(stops)
+        self.lengths = torch.minimum(stop - torch.from_numpy(starts) - 1, torch.tensor(max_length))
         self.starts = stop - 1 - self.lengths
         self.targets = targets
 
@@ -65,7 +75,7 @@ class TrainingExamples(TorchDataset[dict[str, Tensor]]):
         starts, lengths = self.starts[index], self.lengths[index]
         history = gather_rows(self.items, starts, lengths)
         target = gather_rows(self.items, starts + 1, lengths)
-        if self.targets == "last":
+        if self.targets != "all":
             target = torch.where(torch.arange(target.shape[1]) == lengths[:, None] - 1, target, 0)
         return {"history": history, "target": target}
 

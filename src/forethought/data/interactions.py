@@ -11,6 +11,7 @@ from typing import Any, Literal
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from forethought.atomic import refuse_existing
 from forethought.data.assembly import assemble
 from forethought.data.bundled import bundled_path
 from forethought.data.cleaning import Duplicates, Rules, clean, order_of
@@ -220,11 +221,13 @@ class Interactions:
 
         Raises:
             DataError: nothing is left, or the split does not fit the data.
-            ArtefactError: ``out`` cannot be written, or the scratch folder (in TMPDIR) is full.
+            ArtefactError: ``out`` exists already or cannot be written, or the scratch folder (in TMPDIR) is full.
         """
         say = progress or (lambda stage: None)
         if split is not None and split not in SPLITS:
             raise DataError(f"There is no split {split!r}; choose {', '.join(SPLITS)}.")
+        if out is not None and not replace:
+            refuse_existing(out, "choose another folder or overwrite it with replace=True")
         rules = Rules(min_rating, duplicates, k_core, min_length, max_length)
         order, tie_rule = order_of(self.table)
         say("cleaning")

@@ -17,7 +17,7 @@ from forethought.atomic import atomic_file
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation import metrics
-from forethought.evaluation.ranking import SEEN, Ranker, Ranks, rank_targets
+from forethought.evaluation.ranking import SEEN, Ranker, Ranks, kind_of, rank_targets
 from forethought.evaluation.significance import intervals
 
 FORMAT = "forethought.evaluation"
@@ -51,7 +51,7 @@ class Evaluation:
     """What a model reached on a split, and all that the numbers refer to.
 
     Attributes:
-        model: class of the model.
+        model: its type, as recipes name it; the class of a model that no recipe can name.
         data, fingerprint, protocol, split: what was ranked.
         users, cases: how many were ranked; ``complete`` is false where only some rows of the split were.
         unreachable: cases whose target is in its own history, so that it is a miss once seen items are removed.
@@ -200,7 +200,7 @@ def evaluate(
                 part = {name: numbers[inside] for name, numbers in accuracy.items()}
                 parts.append(Slice(by, band, int(inside.sum()), *_summary(part, owners[inside], bootstrap, seed)))
     return Evaluation(
-        model=type(model).__name__,
+        model=kind_of(model),
         data=str(dataset.manifest.get("name", "")),
         fingerprint=dataset.fingerprint,
         protocol=dataset.protocol,

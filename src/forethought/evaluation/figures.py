@@ -60,11 +60,11 @@ def _figure(width: float, height: float, columns: int = 1, **options: Any) -> It
 
 
 def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each entry, the same in every figure; baselines are hollow and dashed."""
+    """Colour and marker of each entry, its own and the same in every figure; baselines are hollow and dashed."""
     return {
         entry.name: {
             "color": SERIES[i % len(SERIES)],
-            "marker": MARKERS[i // len(SERIES) % len(MARKERS)],
+            "marker": MARKERS[i % len(MARKERS)],
             "markerfacecolor": "none" if entry.baseline else SERIES[i % len(SERIES)],
             "linestyle": "--" if entry.baseline else "-",
         }
@@ -101,7 +101,7 @@ def learning_curves(comparison: Comparison) -> Figure | None:
     looks, drawn = _looks(comparison), False
     with _figure(8.4, 3.4) as (figure, [axes]):
         for entry in comparison.entries:
-            look = {key: looks[entry.name][key] for key in ("color", "linestyle")}
+            look = {**looks[entry.name], "marker": "none"}
             for run in entry.runs:
                 key = f"valid/{comparison.metric}"
                 points = [(event["epoch"], event[key]) for event in run.log if key in event and "epoch" in event]
@@ -111,7 +111,7 @@ def learning_curves(comparison: Comparison) -> Figure | None:
                 name = entry.name if run is entry.runs[0] else None
                 axes.plot(epochs, values, label=name, alpha=0.9, **look)
                 best = int(values.argmax())
-                axes.plot(epochs[best], values[best], "o", color=look["color"], markersize=5)
+                axes.plot(epochs[best], values[best], markersize=6, **looks[entry.name])
                 drawn = True
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"validation {title(comparison.metric)}")
@@ -159,10 +159,13 @@ def cost(comparison: Comparison) -> Figure:
     with _figure(8.4, 3.4, 2, sharey=True) as (figure, panels):
         for entry in comparison.entries:
             value, (low, high) = _value(comparison, entry)
-            look = {**looks[entry.name], "linestyle": "none", "clip_on": False}
+            look = {**looks[entry.name], "linestyle": "none", "clip_on": False, "markeredgewidth": 1.6}
+            look["markeredgecolor"] = look["color"]
+            if not entry.baseline:
+                look["markerfacecolor"] = (look["color"], 0.3)  # points that coincide show through
             for axes, place in zip(panels, (max(entry.seconds, 1e-3), entry.parameters), strict=True):
                 axes.vlines(place, low, high, color=look["color"], alpha=0.45)
-                axes.plot(place, value, markersize=8, label=entry.name, **look)
+                axes.plot(place, value, markersize=9, label=entry.name, **look)
         panels[0].set_xlabel("seconds of training (log scale)")
         panels[1].set_xlabel("trained parameters (log scale; 0 for counting)")
         panels[0].set_xscale("log")
@@ -185,13 +188,11 @@ def draw_growing(
     probabilities: npt.NDArray[Any],
     titles: Sequence[str],
     target: str | None = None,
-    *,
-    top: int = 6,
+    ranks: Sequence[float] = (),
 ) -> Figure:
     """Draw how a preference grows from noise: the probability of single items over the growing steps, for each w.
 
-    Drawn are the items that end highest at the last w, those that end highest at the others, and the target with its
-    rank at the end.
+    Drawn are the items that end highest in each panel, and the target with its rank.
 
     Args:
         guidance: the w of each panel.
@@ -199,7 +200,7 @@ def draw_growing(
         probabilities: float ``[w, steps, items]``, of items 1..N after each step.
         titles: of these items.
         target: title of the item that really came next, one of ``titles``.
-        top: how many of the highest items.
+        ranks: its place at each w, shown above the panels; none are shown where none are given.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -210,7 +211,7 @@ def draw_growing(
             f"probabilities are {probabilities.shape} for {len(guidance)} w, {len(levels)} levels, {len(titles)} titles"
         )
     wanted = -1 if target is None else list(titles).index(target)
-    shown = _grown(probabilities, wanted, top)
+    shown = _grown(probabilities, wanted)
     # no floor far below what matters: an item may have a probability of zero
     drawn = [*shown, *([wanted] if wanted >= 0 else [])]
     floor = max(float(probabilities[:, :, drawn].min()), 0.02 / len(titles))
@@ -218,7 +219,7 @@ def draw_growing(
     rows = -(-(len(shown) + 1) // _fitting([_cut(titles[item]) for item in shown], width))
     with _figure(width, 3.5 + 0.24 * rows, len(guidance), sharey=True) as (figure, panels):
         steps = np.arange(len(levels))
-        for axes, w, chance in zip(panels, guidance, probabilities, strict=True):
+        for panel, (axes, w, chance) in enumerate(zip(panels, guidance, probabilities, strict=True)):
             for number, item in enumerate(shown):
                 axes.plot(steps, chance[:, item], color=SERIES[number % len(SERIES)], label=_cut(titles[item]))
             if wanted >= 0:
@@ -227,8 +228,8 @@ def draw_growing(
                 )
                 end = max(chance[-1, wanted], floor)
                 axes.plot(steps[-1], end, "o", color=INK, markersize=7, clip_on=False)
-                place = int((chance[-1] > chance[-1, wanted]).sum()) + 1
-                axes.set_title(f"rank {place:,}", loc="right", fontweight="normal", color=MUTED)
+                if ranks:
+                    axes.set_title(f"rank {ranks[panel]:,.0f}", loc="right", fontweight="normal", color=MUTED)
             axes.axhline(1 / len(titles), color=MUTED, linewidth=1, linestyle=":")
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(_short))
@@ -236,6 +237,9 @@ def draw_growing(
             axes.set_title(f"w = {w:g}")
             chosen = np.unique(np.linspace(0, len(levels) - 1, min(len(levels), 4)).round().astype(int))
             axes.set_xticks(chosen, [f"{step}\nσ {levels[step]:.2g}" for step in chosen])
+            # the labels of neighbouring panels would touch
+            axes.get_xticklabels()[0].set_horizontalalignment("left")
+            axes.get_xticklabels()[-1].set_horizontalalignment("right")
             axes.set_xlabel("growing step, noise left")
         panels[0].set_ylim(floor, 1.5)
         panels[0].set_ylabel("probability (dotted: all items equal)")
@@ -243,13 +247,11 @@ def draw_growing(
     return figure
 
 
-def _grown(probabilities: npt.NDArray[np.float64], wanted: int, top: int) -> list[int]:
-    """Items to draw: those that end highest at the last w, then those that end highest at the others."""
-    chosen: list[int] = []
-    for share, chance in [(top, probabilities[-1]), *((2, chance) for chance in probabilities[-2::-1])]:
-        best = np.argsort(-chance[-1], kind="stable")
-        chosen += [int(item) for item in best[:share] if item != wanted and int(item) not in chosen]
-    return chosen[: len(SERIES)]
+def _grown(probabilities: npt.NDArray[np.float64], wanted: int) -> list[int]:
+    """Items to draw: the first of each w, the second of each w, and so on, as many as there are colours."""
+    best = np.argsort(-probabilities[:, -1], axis=1, kind="stable")[:, : len(SERIES) + 1]
+    chosen = dict.fromkeys(int(item) for item in best.T.ravel() if item != wanted)
+    return list(chosen)[: len(SERIES)]
 
 
 def to_svg(figure: Figure, label: str) -> str:

@@ -43,6 +43,12 @@ class Ranker(Protocol):
     def item_vectors(self) -> Tensor: ...
 
 
+def kind_of(model: Ranker) -> str:
+    """The model's type as recipes name it, such as ``knn``; the class of a model that no recipe can name."""
+    family, _, kind = str(getattr(model.config, "model_type", "")).partition("-")
+    return kind if family == "forethought" and kind else type(model).__name__
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Where the targets stand. Column 0 of each array: seen items removed; column 1: kept.
@@ -153,14 +159,14 @@ def _scores(
                 scores = model.score(history[part]).float().clone()
             if scores.shape != (part.stop - start, num_items):
                 raise ScoringError(
-                    f"{type(model).__name__} gave scores of shape {tuple(scores.shape)} for {part.stop - start} "
+                    f"{kind_of(model)} gave scores of shape {tuple(scores.shape)} for {part.stop - start} "
                     f"histories and {num_items} items; it must give one score for each item."
                 )
             # One cheap sum; only where it overflows does every score have to be looked at.
             if not torch.isfinite(scores.sum()) and not torch.isfinite(scores).all():
                 bad = int((~torch.isfinite(scores)).sum())
                 raise ScoringError(
-                    f"{type(model).__name__} gave {bad} scores that are NaN or infinite among {scores.numel()}; "
+                    f"{kind_of(model)} gave {bad} scores that are NaN or infinite among {scores.numel()}; "
                     "its training diverged or its score is wrong, so there is nothing to rank."
                 )
             yield batch[part], scores

@@ -45,16 +45,22 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Figure | None]]] = {
     ),
     "What it costs": ("{metric} against training time and size; up and to the left is better.", figures.cost),
     "How it was learned": (
-        "Validation {metric} over training; the dot is the best checkpoint, the one that was kept.",
+        "Validation {metric} over training; the mark is the best checkpoint, the one that was kept.",
         figures.learning_curves,
     ),
 }
 GROWING = (
     "The model starts from noise, where every item is about equally likely (dotted line), and removes it step by step. "
-    "Lines are the items that end highest; the thick one is what the user really chose next, and rank is where that "
-    "ends. w is the guidance strength: 0 ignores the user, 1 is the model as trained, more stresses what sets this "
-    "user apart."
+    "Lines are the items that end highest in each panel; the thick one is what the user really chose next, and rank is "
+    "its place in the ranking at that w. w is the guidance strength: 0 ignores the user, 1 is the model as trained, "
+    "more stresses what sets this user apart. "
 )
+EXACT = "The probabilities are exact: this model's law is known at every noise level."
+AVERAGED = (
+    "Each is an average over {chains:,} random chains, so one of a few in {chains:,} is mostly chance; more chains "
+    "(--chains) make it smoother. The rank is that of the one-step scores, which nothing random goes into."
+)
+SHOWN_HISTORY = 20  # newest items listed below the picture
 
 
 def to_html(comparison: Comparison, command: str = "") -> str:
@@ -106,7 +112,9 @@ def write_growing(
     probabilities: npt.NDArray[Any],
     titles: Sequence[str],
     target: str | None = None,
+    ranks: Sequence[float] = (),
     *,
+    chains: int | None = None,
     heading: str = "How a preference grows",
     history: Sequence[str] = (),
     facts: Iterable[tuple[str, str]] = (),
@@ -116,7 +124,8 @@ def write_growing(
 
     Args:
         path: without suffix.
-        guidance, levels, probabilities, titles, target: as :func:`figures.draw_growing`.
+        guidance, levels, probabilities, titles, target, ranks: as :func:`figures.draw_growing`.
+        chains: how many random chains the probabilities are averages of; None where they are exact.
         heading: of the page.
         history: titles of what the user did before, oldest first.
         facts: names and values for the top of the page, such as the run and the user.
@@ -124,14 +133,16 @@ def write_growing(
     Returns:
         The two files.
     """
-    figure = figures.draw_growing(guidance, levels, probabilities, titles, target)
+    figure = figures.draw_growing(guidance, levels, probabilities, titles, target, ranks)
     png, page = Path(f"{path}.png"), Path(f"{path}.html")
     with atomic_file(png) as scratch:
         figure.savefig(scratch, format="png", dpi=160, facecolor="white")
-    parts = [_section("Growing", GROWING, f'<div class="wide">{figures.to_svg(figure, heading)}</div>')]
+    explained = GROWING + (EXACT if chains is None else AVERAGED.format(chains=chains))
+    parts = [_section("Growing", explained, f'<div class="wide">{figures.to_svg(figure, heading)}</div>')]
     if history:
-        items = "".join(f"<li>{html.escape(item)}</li>" for item in history)
-        parts.append(_section("What the user did before", "Oldest first.", f"<ol>{items}</ol>"))
+        items = "".join(f"<li>{html.escape(item)}</li>" for item in history[-SHOWN_HISTORY:])
+        shown = f"The newest {SHOWN_HISTORY} of {len(history):,}" if len(history) > SHOWN_HISTORY else "Everything"
+        parts.append(_section("What the user did before", f"{shown}, oldest first.", f"<ol>{items}</ol>"))
     with atomic_file(page) as scratch:
         scratch.write_text(_page(heading, facts, "\n".join(parts), command), encoding="utf-8")
     return png, page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,37 @@ class RunRecord:
     info: Mapping[str, Any]
 
 
+def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The run folders that paths stand for: a run for itself, a folder of runs for the finished runs directly in it.
+
+    Of the runs in a folder, those that repeat another one (same recipe, seed and data) are left out.
+
+    Raises:
+        ArtefactError: a path is neither, or a run is damaged, or one that is named itself is not finished.
+    """
+    named: list[Path] = []
+    inside: list[Path] = []
+    for path in map(Path, paths):
+        if (path / "run.json").is_file():
+            _check_finished(path, _read_info(path))
+            named.append(path)
+            continue
+        runs = sorted(file.parent for file in path.glob("*/run.json"))
+        if not runs:
+            raise ArtefactError(
+                f"{path} is no run folder (no run.json) and holds none; make one with 'forethought train RECIPE'."
+            )
+        finished = [run for run in runs if _read_info(run)["status"] == "finished"]
+        if not finished:
+            raise ArtefactError(f"None of the runs in {path} is finished; resume one, or leave the folder out.")
+        inside += finished
+    known = {_identity(run) for run in named}
+    others: dict[str, Path] = {}
+    for run in inside:
+        others.setdefault(_identity(run), run)
+    return named + [run for identity, run in others.items() if identity not in known]
+
+
 def read_run(path: str | os.PathLike[str], split: str = "test") -> RunRecord:
     """Read a finished run and its evaluation on a split.
 
@@ -54,18 +85,9 @@ def read_run(path: str | os.PathLike[str], split: str = "test") -> RunRecord:
         ArtefactError: the folder is no finished run, is damaged, or was not evaluated on that split.
     """
     path = Path(path)
-    file = path / "run.json"
-    if not file.is_file():
-        raise ArtefactError(f"{path} is no run folder (no run.json); make one with 'forethought train RECIPE'.")
+    info = _read_info(path)
+    _check_finished(path, info)
     try:
-        info = json.loads(file.read_text(encoding="utf-8"))
-        if info["format"] != FORMAT or info["version"] != VERSION:
-            raise ArtefactError(f"{file} is no {FORMAT} version {VERSION}; train the run again.")
-        if info["status"] != "finished":
-            raise ArtefactError(f"{path} is not finished ({info['status']}); resume it, or leave it out.")
-        settings = _flat(yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")))
-        for key in ("name", "seed", "data.path"):
-            settings.pop(key, None)
         return RunRecord(
             path=path,
             name=str(info["name"]),
@@ -73,7 +95,7 @@ def read_run(path: str | os.PathLike[str], split: str = "test") -> RunRecord:
             seed=int(info["seed"]),
             parameters=int(info["parameters"]),
             seconds=float(info["seconds"]),
-            settings=settings,
+            settings=_read_settings(path),
             log=_read_log(path / "log.jsonl"),
             evaluation=Evaluation.load(path / "evaluation", split),
             info=info,
@@ -81,8 +103,46 @@ def read_run(path: str | os.PathLike[str], split: str = "test") -> RunRecord:
     except ArtefactError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OSError, yaml.YAMLError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ArtefactError(f"{path} is damaged ({reason}); train it again, or leave it out.") from error
+        raise _damaged(path, error) from error
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    file = path / "run.json"
+    if not file.is_file():
+        raise ArtefactError(f"{path} is no run folder (no run.json); make one with 'forethought train RECIPE'.")
+    try:
+        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        known = (info["format"], info["version"]) == (FORMAT, VERSION)
+        _ = info["status"]
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+    if not known:
+        raise ArtefactError(f"{file} is no {FORMAT} version {VERSION}; train the run again.")
+    return info
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    settings = _flat(yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")))
+    return {key: value for key, value in settings.items() if key not in ("name", "seed", "data.path")}
+
+
+def _identity(path: Path) -> str:
+    """What tells a run from others: its settings, its seed, and the data."""
+    info = _read_info(path)
+    try:
+        return repr((sorted(_read_settings(path).items()), info["seed"], info["data"]["fingerprint"]))
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, yaml.YAMLError) as error:
+        raise _damaged(path, error) from error
+
+
+def _check_finished(path: Path, info: Mapping[str, Any]) -> None:
+    if info["status"] != "finished":
+        raise ArtefactError(f"{path} is not finished ({info['status']}); resume it, or leave it out.")
+
+
+def _damaged(path: Path, error: Exception) -> ArtefactError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return ArtefactError(f"{path} is damaged ({reason}); train it again, or leave it out.")
 
 
 def _read_log(file: Path) -> tuple[Mapping[str, Any], ...]:

@@ -129,12 +129,16 @@ class Recommender(PreTrainedModel):  # type: ignore[misc]
             k: how many; at most N (fewer remain where seen items are excluded: their score is -inf).
             exclude_seen: leave out items of the history.
         """
-        scores = self.score(newest(history, self.config.max_length)).clone()
-        if exclude_seen:
-            padded = torch.cat([scores.new_zeros(len(scores), 1), scores], dim=1)
-            scores = padded.scatter_(1, history, float("-inf"))[:, 1:]
-        best = scores.topk(min(k, scores.shape[1]), dim=1)
-        return Recommendations(best.indices + 1, best.values)
+        return best_items(self.score(newest(history, self.config.max_length)), history, k, exclude_seen)
+
+
+def best_items(scores: Tensor, history: Tensor, k: int, exclude_seen: bool) -> Recommendations:
+    """The k best of ``scores`` float ``[B, N]``; arguments as in :meth:`Recommender.recommend`."""
+    if exclude_seen:
+        padded = torch.cat([scores.new_zeros(len(scores), 1), scores], dim=1)
+        scores = padded.scatter_(1, history, float("-inf"))[:, 1:]
+    best = scores.topk(min(k, scores.shape[1]), dim=1)
+    return Recommendations(best.indices + 1, best.values)
 
 
 def newest(history: Tensor, length: int) -> Tensor:

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from forethought.errors import ArtefactError, DataError
 from forethought.recommenders.base import newest
+from forethought.recommenders.prefergrow.growing import noise_levels
 from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.recommenders.run import Run
 
 AT_ONCE = 64  # chains whose laws are held together: 64 x 21 x 12,000 numbers are 64 MB
-SHOWN_HISTORY = 20  # newest items listed beside the picture
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,20 @@ class Growing:
     Attributes:
         guidance: the strengths w.
         levels: float64 ``[steps + 1]``, the noise left after each step, falling to 0.
-        probabilities: float64 ``[w, steps + 1, N]`` of item j + 1 after each step, averaged over chains.
+        probabilities: float64 ``[w, steps + 1, N]`` of item j + 1 after each step.
+        chains: how many random chains these are the average of, or None where the law is known exactly.
         history: int64 ``[events]``, what the user did before, oldest first.
         target: the item that came next, or None where it is not known.
+        ranks: the target's place at each w in the one-step ranking of all items, ties at half; empty without a target.
     """
 
     guidance: tuple[float, ...]
     levels: npt.NDArray[np.float64]
     probabilities: npt.NDArray[np.float64]
+    chains: int | None
     history: npt.NDArray[np.int64]
     target: int | None
+    ranks: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -52,12 +57,15 @@ def grow_user(
 ) -> Growing:
     """Grow a user's preference from noise, before the test target where the user has one, else after everything.
 
+    With the marginal parametrisation the law of a chain is known at every noise level, and this is it. With the score
+    parametrisation it is not, and an average over random chains stands for it.
+
     Args:
         user: the user's own id.
         guidance: one growing a strength w.
-        steps: of each chain; by default the model's.
-        chains: grown side by side and averaged; their start and every state between are random.
-        seed: of these draws, the same for every w.
+        steps: of the growing; by default the model's.
+        chains: how many are averaged where the law is not known.
+        seed: of their draws, the same for every w.
 
     Raises:
         ArtefactError: the run's model does not grow preferences.
@@ -65,7 +73,7 @@ def grow_user(
     """
     model = run.model
     if not isinstance(model, PreferGrow):
-        raise ArtefactError(f"{run.path} holds a {type(model).__name__}, which does not grow; name a PreferGrow run.")
+        raise ArtefactError(f"{run.path} holds a {run.kind}, which does not grow; name a PreferGrow run.")
     if chains < 1 or (steps is not None and steps < 0) or not guidance:
         raise DataError("Growing needs one guidance strength, one chain and no negative number of steps at least.")
     row = run.dataset.user_index(user)
@@ -80,18 +88,36 @@ def grow_user(
             f"User {user!r} did nothing before the item to be found, so there is no preference to grow from."
         )
     read = newest(torch.from_numpy(history)[None].to(model.device), model.config.max_length)
-    laws, levels = [], np.zeros(0)
+    steps = model.config.growing_steps if steps is None else steps
+    exact = model.config.parametrization == "marginal"
+    levels = noise_levels(model.schedule, steps)[1:]
+    laws, ranks = [], []
     for w in guidance:
-        draws = torch.Generator(model.device).manual_seed(seed)
-        total = np.zeros(())
-        for begun in range(0, chains, AT_ONCE):
-            together = read.expand(min(AT_ONCE, chains - begun), -1)
-            growth = model.grow(together, steps, w, draws, trace=True)
-            assert growth.distributions is not None
-            law = growth.distributions[..., : model.config.num_items].sum(dim=0)
-            total, levels = total + law.double().cpu().numpy(), growth.sigmas[1:].cpu().numpy()
-        laws.append(total / chains)
-    return Growing(tuple(guidance), levels, np.stack(laws), history, target)
+        if exact:
+            pi = model.preference(model.user(read), w).double().expand(len(levels), -1)
+            law = model.current_kernel().precise().transition(pi, (-levels).exp().to(pi.device))
+        else:
+            law = _mean_law(model, read, steps, w, chains, seed)
+        laws.append(law[:, : model.config.num_items].double().cpu().numpy())
+        if target is not None:
+            scores = (model.query(read, w) @ model.item_vectors().T)[0]
+            higher, as_high = (scores > scores[target - 1]).sum(), (scores == scores[target - 1]).sum()
+            ranks.append(float(higher + (as_high + 1) / 2))
+    return Growing(
+        tuple(guidance), levels.numpy(), np.stack(laws), None if exact else chains, history, target, tuple(ranks)
+    )
+
+
+def _mean_law(model: PreferGrow, read: Tensor, steps: int, w: float, chains: int, seed: int) -> Tensor:
+    """What the states of ``chains`` chains were drawn from, averaged: float64 ``[steps + 1, M]``."""
+    draws = torch.Generator(model.device).manual_seed(seed)
+    total = torch.zeros(steps + 1, model.config.num_states, dtype=torch.float64, device=model.device)
+    for begun in range(0, chains, AT_ONCE):
+        together = read.expand(min(AT_ONCE, chains - begun), -1)
+        growth = model.grow(together, steps, w, draws, trace=True)
+        assert growth.distributions is not None
+        total += growth.distributions.double().sum(dim=0)
+    return total / chains
 
 
 def draw_user(
@@ -114,8 +140,10 @@ def draw_user(
         growing.probabilities,
         titles,
         None if growing.target is None else titles[growing.target - 1],
+        growing.ranks,
+        chains=growing.chains,
         heading=f"How the preference of user {user} grows",
-        history=[titles[item - 1] for item in growing.history[-SHOWN_HISTORY:]],
-        facts=[("run", str(run.path)), ("user", str(user)), ("steps", str(len(growing.levels)))],
+        history=[titles[item - 1] for item in growing.history],
+        facts=[("run", str(run.path)), ("user", str(user)), ("growing steps", str(len(growing.levels) - 1))],
         command=command,
     )

@@ -23,9 +23,10 @@ from forethought.data.catalog import Catalog
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.evaluator import Evaluation, evaluate
+from forethought.evaluation.ranking import kind_of
 from forethought.recipes import recipe_path
 from forethought.recommenders import MODELS, model_class
-from forethought.recommenders.base import Recommender
+from forethought.recommenders.base import Recommender, best_items, newest
 from forethought.recommenders.record import (
     check_same,
     is_main_process,
@@ -89,6 +90,11 @@ class Run:
         recipe = Recipe.load(path / "recipe.yaml", _config_class)
         return cls(path, *_open_model(path / "model", device), recipe, info)
 
+    @property
+    def kind(self) -> str:
+        """The type of the model, as recipes name it."""
+        return kind_of(self.model)
+
     @cached_property
     def dataset(self) -> Dataset:
         """The data the model was trained on.
@@ -112,37 +118,58 @@ class Run:
         evaluation.save(self.path / "evaluation")
         return evaluation
 
-    def recommend(self, history: Iterable[object], k: int = 10, exclude_seen: bool = True) -> list[Recommendation]:
+    def recommend(
+        self, history: Iterable[object], k: int = 10, exclude_seen: bool = True, chains: int = 0, seed: int = 0
+    ) -> list[Recommendation]:
         """The best next items after a history.
 
         Args:
             history: the items' own ids, oldest first.
             k: how many.
             exclude_seen: leave out items of the history.
+            chains: of a PreferGrow, draw the list by so many random chains: another ``seed`` gives another list, and
+                scores are the share of chains. 0 is the deterministic ranking.
+            seed: of the chains.
 
         Raises:
+            ArtefactError: chains are asked of a model that has none.
             DataError: the history is empty, or has an item that is not in the catalogue.
         """
-        return self._recommend(torch.from_numpy(self.catalog.encode(history)), k, exclude_seen)
+        return self._recommend(torch.from_numpy(self.catalog.encode(history)), k, exclude_seen, chains, seed)
 
-    def recommend_user(self, user: object, k: int = 10, exclude_seen: bool = True) -> list[Recommendation]:
+    def recommend_user(
+        self, user: object, k: int = 10, exclude_seen: bool = True, chains: int = 0, seed: int = 0
+    ) -> list[Recommendation]:
         """The best next items for a user of the training data, after everything the data tells of that user.
 
+        Arguments as in :meth:`recommend`.
+
         Raises:
+            ArtefactError: chains are asked of a model that has none.
             DataError: there is no such user.
         """
         row = self.dataset.user_index(user)
         start, stop = self.dataset.sequences.offsets[row : row + 2]
         return self._recommend(
-            torch.from_numpy(self.dataset.sequences.items[start:stop].astype("int64")), k, exclude_seen
+            torch.from_numpy(self.dataset.sequences.items[start:stop].astype("int64")), k, exclude_seen, chains, seed
         )
 
-    def _recommend(self, history: Tensor, k: int, exclude_seen: bool) -> list[Recommendation]:
+    def _recommend(self, history: Tensor, k: int, exclude_seen: bool, chains: int, seed: int) -> list[Recommendation]:
         if not len(history):
             raise DataError("The history is empty; give at least one item.")
         if k < 1:
             raise DataError(f"{k} recommendations cannot be made; ask for at least one.")
-        best = self.model.recommend(history[None].to(self.model.device), k, exclude_seen)
+        if chains < 0:
+            raise DataError(f"{chains} chains cannot be drawn; ask for one at least, or for none.")
+        rows = history[None].to(self.model.device)
+        if chains:
+            if not hasattr(self.model, "chain_scores"):
+                raise ArtefactError(f"{self.path} holds a {self.kind}, which draws no chains; name a PreferGrow run.")
+            draws = torch.Generator(rows.device).manual_seed(seed)
+            read = newest(rows, self.model.config.max_length)
+            best = best_items(self.model.chain_scores(read, chains, generator=draws), rows, k, exclude_seen)
+        else:
+            best = self.model.recommend(rows, k, exclude_seen)
         pairs = [(item, score) for item, score in zip(best.items[0].tolist(), best.scores[0].tolist(), strict=True)]
         kept = [(item, score) for item, score in pairs if score > float("-inf")]  # the catalogue may be used up
         ids = self.catalog.decode([item for item, _ in kept])
@@ -284,7 +311,7 @@ def _open_model(folder: Path, device: str | None) -> tuple[Recommender, Catalog]
         architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
         kinds = {home.partition(":")[2]: kind for kind, home in MODELS.items()}
         if architecture not in kinds:
-            raise ArtefactError(f"{folder} holds a {architecture}; this forethought knows {', '.join(kinds)}.")
+            raise ArtefactError(f"{folder} holds a {architecture}; this forethought knows {', '.join(MODELS)}.")
         model: Recommender = model_class(kinds[architecture]).from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, safetensors.SafetensorError) as error:
         if isinstance(error, ArtefactError):

@@ -100,7 +100,7 @@ class SASRec(Recommender):
                 negative = negative - (self.log_proposal[negatives] + torch.tensor(float(k)).log())
             return (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive).sum()
         # gBCE, eq. 7 and 8: the positive's probability is raised to beta
-        rate = k / max(self.config.num_items - 1, 1)
+        rate = min(k / max(self.config.num_items - 1, 1), 1.0)  # more negatives than items are a share of one
         beta = rate * (self.config.calibration * (1 - 1 / rate) + 1 / rate)
         loss: Tensor = (F.softplus(negative).sum(dim=1) - beta * F.logsigmoid(positive)).sum()
         return loss

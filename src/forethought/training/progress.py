@@ -37,6 +37,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers ships 
         self.shown = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -46,9 +47,10 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers ships 
             TextColumn("eta"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}"),
-            console=Console(stderr=True),
+            console=console,
             refresh_per_second=4,
             transient=True,
+            disable=not console.is_terminal,  # a file gets the lines alone
         )
         self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
         self.progress.start()

@@ -35,11 +35,12 @@ class DataRecipe:
 
     Attributes:
         path: the folder ``forethought data prepare --out`` wrote.
-        targets: train on the item after every position (``all``) or only on each user's newest (``last``).
+        targets: train on the item after each of a user's newest ``max_length`` (``all``), only on each user's newest
+            (``last``), or on every item that follows a full history, each in a row of its own (``windows``).
     """
 
     path: str | None = None
-    targets: Literal["all", "last"] = "all"
+    targets: Literal["all", "last", "windows"] = "all"
 
 
 @dataclass(frozen=True)

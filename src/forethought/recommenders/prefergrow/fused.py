@@ -39,6 +39,13 @@ class Corruption(NamedTuple):
         return Corruption(*(field[part] for field in self))
 
 
+class Offset(NamedTuple):
+    """What is added to the scores of every item, and to those of the disliked item: float ``[B]`` each, no gradient."""
+
+    items: Tensor
+    disliked: Tensor
+
+
 class _Coefficients(NamedTuple):
     """The scalars of a row, all ``[B]``, in which every loss of this module is written.
 
@@ -87,10 +94,12 @@ class _ScoreEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, vectors: Tensor, bias: Tensor | None, kernel: FadingKernel, noise: Corruption,
-        dtype: torch.dtype,
+        offset: Offset | None, dtype: torch.dtype,
     ) -> Tensor:  # fmt: skip
         p, (x_0, x_t) = kernel.p, (noise.x_0, noise.x_t)
         edge, slope, spike, constant = _coefficients(kernel, noise)
+        # an offset is one factor for all items' exponentials of a row, and another for d's
+        factor = edge if offset is None else edge * offset.items.exp()
         narrow = vectors.to(dtype)
         exp_sum = torch.empty_like(edge)
         grad_query = torch.empty_like(query)
@@ -103,17 +112,19 @@ class _ScoreEntropy(torch.autograd.Function):
             if bias is not None:
                 ratios += bias
             ratios.exp_()
+            if offset is not None:
+                ratios[:, -1] *= (offset.disliked - offset.items)[part].exp()
             if kernel.groups is not None:
                 ratios *= kernel.groups == kernel.groups[x_t[part], None]
             ratios.scatter_(1, x_t[part, None], 0.0)
             exp_sum[part] = ratios.sum(dim=1)
             low = ratios.to(dtype)
-            grad_query[part] = (low @ narrow).to(query.dtype) * edge[part, None]
-            weighted = query[part] * edge[part, None]
+            grad_query[part] = (low @ narrow).to(query.dtype) * factor[part, None]
+            weighted = query[part] * factor[part, None]
             product = (low.T @ weighted.to(dtype)).to(vectors.dtype)
             grad_vectors = product if grad_vectors is None else grad_vectors.add_(product)
             if grad_bias is not None:
-                grad_bias += edge[part] @ ratios
+                grad_bias += factor[part] @ ratios
         if grad_vectors is None:
             grad_vectors = torch.zeros_like(vectors)
         # The part linear in the scores, sum over y != x_t of r_y s_y: a sum of p_y v_y, and two rows of the table.
@@ -146,12 +157,17 @@ class _ScoreEntropy(torch.autograd.Function):
             grad_bias.index_add_(0, x_t, edge * slope * p_t)
             grad_bias.index_add_(0, x_0, edge * spike, alpha=-1)
         ctx.save_for_backward(grad_query, grad_vectors, grad_bias)
-        return (edge * (exp_sum - linear + constant)).sum()
+        if offset is not None:
+            at_disliked = x_t == len(p) - 1
+            rest_items, rest_d = torch.where(at_disliked, 0.0, p_t), torch.where(at_disliked, p_t, 0.0)
+            linear += slope * (offset.items * (1 - p[-1] - rest_items) + offset.disliked * (p[-1] - rest_d))
+            linear += spike * offset.items
+        return (factor * exp_sum - edge * (linear - constant)).sum()
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = outer
-        return (*(None if g is None else g * scale for g in ctx.saved_tensors), None, None, None)
+        return (*(None if g is None else g * scale for g in ctx.saved_tensors), None, None, None, None)
 
 
 RowLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
@@ -191,7 +207,12 @@ class _CatalogLoss(torch.autograd.Function):
 
 
 def score_entropy(
-    query: Tensor, vectors: Tensor, kernel: FadingKernel, noise: Corruption, bias: Tensor | None = None
+    query: Tensor,
+    vectors: Tensor,
+    kernel: FadingKernel,
+    noise: Corruption,
+    bias: Tensor | None = None,
+    offset: Offset | None = None,
 ) -> Tensor:
     """Summed score entropy of log-ratios ``s = query @ vectors.T + bias``.
 
@@ -205,17 +226,23 @@ def score_entropy(
         kernel: the fading kernel over the M states.
         noise: what each row's target has faded to.
         bias: float ``[M]`` or None.
+        offset: added to the scores; kept out of the bfloat16 products, which would round it.
     """
     dtype = product_dtype(vectors)
     with torch.autocast(query.device.type, enabled=False):
         loss: Tensor = _ScoreEntropy.apply(  # type: ignore[no-untyped-call]
-            query.to(vectors.dtype), vectors, bias, kernel, noise, dtype
+            query.to(vectors.dtype), vectors, bias, kernel, noise, offset, dtype
         )
     return loss
 
 
 def soft_label_bce(
-    query: Tensor, vectors: Tensor, kernel: FadingKernel, noise: Corruption, bias: Tensor | None = None
+    query: Tensor,
+    vectors: Tensor,
+    kernel: FadingKernel,
+    noise: Corruption,
+    bias: Tensor | None = None,
+    offset: Offset | None = None,
 ) -> Tensor:
     """Summed binary cross-entropy with the soft labels r/(1+r), each weighted by 1 + r, less its minimum.
 
@@ -225,6 +252,9 @@ def soft_label_bce(
     edge, slope, spike, _ = _coefficients(kernel, noise)
 
     def row_loss(scores: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        if offset is not None:
+            scores[:, :-1] += offset.items[part, None]
+            scores[:, -1] += offset.disliked[part]
         ratios = slope[part, None] * kernel.p
         ratios.scatter_add_(1, noise.x_0[part, None], spike[part, None])
         keep = (
@@ -248,10 +278,11 @@ def marginal_score_entropy(
     log-ratios follow: ``s_y = ln u_y - ln u_{x_t}``. The loss is then the same diffusion bound, but state and noise
     level no longer have to be learned; for the ``point`` kernel it is cross-entropy weighted by the schedule.
     ``vectors`` and ``bias`` cover the N items only; the disliked state, if there is one, has pi = 0.
-    Not for block kernels, whose ratios do not compare groups.
+
+    Ratios inside a group say nothing of the group. With a kernel of groups pi is therefore taken inside that of the
+    target, and the cross-entropy of the group itself is added: -ln pi(x_0) = -ln pi(group) - ln pi(x_0 | group).
+    Arguments as in :func:`score_entropy`, ``vectors`` and ``bias`` for items alone.
     """
-    if kernel.groups is not None:
-        raise ValueError("marginal_score_entropy needs a kernel with a single group")
     edge, slope, spike, constant = _coefficients(kernel, noise)
     items = len(vectors)
     p, p_rest = kernel.p[:items], kernel.p[items:]
@@ -259,8 +290,14 @@ def marginal_score_entropy(
 
     def row_loss(scores: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         x_0, x_t, alpha = noise.x_0[part, None], noise.x_t[part, None], noise.alpha[part, None]
-        pi = scores.softmax(dim=1)
+        if kernel.groups is None:
+            pi, inside = scores.softmax(dim=1), None
+        else:
+            inside = scores.masked_fill(~_same_group(kernel, noise.x_t[part]), -torch.inf)
+            pi = inside.softmax(dim=1)
         u = torch.addcmul((1 - alpha) * p, alpha, pi)
+        if inside is not None:
+            u = torch.where(inside.isneginf(), 0.0, u)
         tiny = torch.finfo(u.dtype).tiny
         on_item = x_t < items
         state = x_t.clamp(max=items - 1)
@@ -270,18 +307,21 @@ def marginal_score_entropy(
         log_u = u.clamp(min=tiny).log()
         rest = p_log_rest[0] + p_log_rest[1] * torch.log1p(-alpha)
         log_u_x = u_x.log()
-        linear = slope[part, None] * ((log_u @ p)[:, None] + rest - p_x * log_u_x)
+        mean_log_u = log_u @ p if inside is None else torch.where(inside.isneginf(), 0.0, log_u * p).sum(dim=1)
+        linear = slope[part, None] * (mean_log_u[:, None] + rest - p_x * log_u_x)
         linear = linear + spike[part, None] * log_u.gather(1, x_0)
         mass = slope[part, None] * (1 - p_x) + spike[part, None]
         values = edge[part, None] * ((1 - u_x) / u_x - linear + mass * log_u_x + constant[part, None])
-        # d loss / d u, then through u = alpha pi + ..., then through the softmax
-        slopes = (-slope[part, None] * p / u.clamp(min=tiny)).scatter_add_(
-            1, x_0, -spike[part, None] / u.gather(1, x_0).clamp(min=tiny)
-        )
-        at_state = -1 / u_x.square() + mass / u_x
+        # pi_y times d loss / d pi_y; the share of u_y that is pi's stays finite where both are too small for a float
+        share = torch.where(u > 0, alpha * pi / u, 1.0)
+        slopes = (-slope[part, None] * p * share).scatter_add_(1, x_0, -spike[part, None] * share.gather(1, x_0))
+        at_state = (mass - 1 / u_x) * share.gather(1, state)
         slopes.scatter_(1, state, torch.where(on_item, at_state, slopes.gather(1, state)))
-        slopes *= alpha * edge[part, None]
-        slopes = pi * (slopes - (slopes * pi).sum(dim=1, keepdim=True))
+        slopes *= edge[part, None]
+        slopes -= pi * slopes.sum(dim=1, keepdim=True)  # through the softmax
+        if inside is not None:
+            values = values + (scores.logsumexp(dim=1) - inside.logsumexp(dim=1))[:, None]
+            slopes += scores.softmax(dim=1) - pi
         return values[:, 0], slopes
 
     return _apply(query, vectors, bias, row_loss)

@@ -28,10 +28,10 @@ class Growth:
     """A chain from noise to preference, of T steps and one denoising.
 
     Attributes:
-        denoised: float ``[B, M]``, the distribution of the preferred state that the last step gives: the scores.
+        denoised: float64 ``[B, M]``, the distribution of the preferred state that the last step gives: the scores.
         states: int64 ``[B, T + 2]``: the start, the state after each step, and a draw from ``denoised``.
         sigmas: float64 ``[T + 2]``, the noise left at each of ``states``, from σ(1) to 0.
-        distributions: float ``[B, T + 1, M]``, what each state after the start was drawn from; None unless asked for.
+        distributions: float64 ``[B, T + 1, M]``, what each state after the start was drawn from; None unless asked for.
     """
 
     denoised: Tensor
@@ -89,6 +89,12 @@ def euler_step(log_ratios: Tensor, x: Tensor, kernel: FadingKernel, delta: Tenso
     return jump.scatter(1, x[:, None], (1 - jump.sum(dim=1, keepdim=True)).clamp(min=0))
 
 
+def noise_levels(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """The noise at the start of a chain, after each of its T steps and after the denoiser: float64 ``[T + 2]``."""
+    times = torch.linspace(1, LAST_TIME if steps else 1, steps + 1, dtype=torch.float64)
+    return torch.nn.functional.pad(schedule.sigma(times), (0, 1))
+
+
 @torch.no_grad()
 def grow(
     log_ratios: LogRatios,
@@ -102,10 +108,10 @@ def grow(
     generator: torch.Generator | None = None,
     trace: bool = False,
 ) -> Growth:
-    """Grow B states from noise: T steps on an even time grid from 1 to 1e-5, then the denoiser.
+    """Grow B states from noise: T steps on an even time grid from 1 to 1e-5, then the denoiser; all in float64.
 
     Args:
-        log_ratios: ``f(x int64 [B], sigma float [B]) -> float [B, M]``, the (guided) log-ratios to x; called T + 1
+        log_ratios: ``f(x int64 [B], sigma float64 [B]) -> float [B, M]``, the (guided) log-ratios to x; called T + 1
             times.
         kernel: how states fade.
         schedule: how much noise at which time.
@@ -116,10 +122,9 @@ def grow(
         generator: of every draw.
         trace: also keep each step's distribution.
     """
-    device = kernel.p.device
+    device, kernel = kernel.p.device, kernel.precise()
     x = kernel.prior_sample(start, generator, group) if isinstance(start, int) else start
-    sigmas = schedule.sigma(torch.linspace(1, LAST_TIME if steps else 1, steps + 1, dtype=torch.float64))
-    sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+    sigmas = noise_levels(schedule, steps)
     deltas: list[float] = (-sigmas.diff()).tolist()
     states, distributions = [x], []
     for step, delta in enumerate(deltas):

@@ -82,6 +82,9 @@ class FadingKernel(nn.Module):
             beta: 0 is uniform, 1 is popularity.
             smoothing: added to every count, so that unseen items keep some mass.
             gamma: share of the items; the rest is d's (M = N + 1). None leaves d out (M = N).
+
+        Raises:
+            RecipeError: ``gamma`` is no share.
         """
         weights = (counts.double() + smoothing) ** beta
         if gamma is None:
@@ -105,6 +108,10 @@ class FadingKernel(nn.Module):
     def num_states(self) -> int:
         """M."""
         return len(self.p)
+
+    def precise(self) -> FadingKernel:
+        """The same in float64, for growing: unfading subtracts numbers that differ by α alone."""
+        return FadingKernel(self.p.double(), self.groups)
 
     def column(self, x: Tensor, alpha: Alpha) -> Tensor:
         """Where each x goes: ``P[y, x]`` for every y, ``[B, M]``, rows summing to 1. ``x`` is int64 ``[B]``."""
@@ -139,6 +146,9 @@ class FadingKernel(nn.Module):
         Args:
             group: int64 ``[count]``, the group of each draw. Fading never leaves a group, so growing has to be told
                 which; needed exactly where the kernel has groups.
+
+        Raises:
+            ValueError: ``group`` is missing, or given to a kernel without groups.
         """
         if (group is None) != (self.groups is None):
             raise ValueError("A kernel with groups draws inside a given group, one without groups takes none.")

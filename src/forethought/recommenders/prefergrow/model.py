@@ -16,7 +16,7 @@ from forethought.nn.softmax import softmax_cross_entropy
 from forethought.nn.thought import Thought
 from forethought.recommenders.base import Recommender, RecommenderConfig, RecommenderOutput
 from forethought.recommenders.prefergrow import fused
-from forethought.recommenders.prefergrow.fused import Corruption
+from forethought.recommenders.prefergrow.fused import Corruption, Offset
 from forethought.recommenders.prefergrow.growing import Growth, LogRatios, grow
 from forethought.recommenders.prefergrow.kernels import FadingKernel
 from forethought.recommenders.prefergrow.network import NoiseEmbedding, PaperBlock, ScoreHead
@@ -30,11 +30,13 @@ class PreferGrowConfig(RecommenderConfig):
     Attributes:
         kernel: where preference fades to: ``pair`` (uniform items), ``point`` (the disliked item), ``hybrid``
             (``gamma`` to items), ``popularity`` (items ∝ (count + 1)^``beta``), ``adaptive`` (learned from the
-            targets by its own likelihood).
+            targets by its own likelihood), ``block`` (uniform items of its own group; ``marginal`` only).
         gamma: share of fading that goes to items where there is a disliked item.
         beta: of ``popularity``.
         disliked_item: add the disliked state d to ``popularity`` and ``adaptive`` (``point`` and ``hybrid`` have it,
-            ``pair`` has not).
+            ``pair`` and ``block`` have not).
+        block_by: what the groups of ``block`` are: each item's first ``category``, or ``num_groups`` equal parts of
+            the catalogue by ``popularity``.
         schedule, sigma_min, sigma_max, eps: the noise over time.
         time_grid: draw training times from the T + 1 points the release uses; 0 draws them continuously.
         parametrization: ``score``: the network gives log-ratios (the paper). ``marginal``: it gives the logits of the
@@ -50,17 +52,20 @@ class PreferGrowConfig(RecommenderConfig):
         score_method, head, item_bias, temperature: of the score head; ``temperature`` is for the normalised methods.
         noise_features: what the noise embedding reads.
         nonpreference_user_ratio: how often training swaps the user for the non-preference user.
-        guidance: w in s = w s(user) + (1 - w) s(non-preference user).
+        guidance: w in s = w s(user) + (1 - w) s(non-preference user), s being the log-ratios (``score``) or the
+            logits of the preference (``marginal``).
         growing_steps, sampler: of chains.
         scoring_sigma: noise level at which the one-step ranking reads the ratios.
     """
 
     model_type = "forethought-prefergrow"
 
-    kernel: Literal["pair", "point", "hybrid", "popularity", "adaptive"] = "hybrid"
+    kernel: Literal["pair", "point", "hybrid", "popularity", "adaptive", "block"] = "hybrid"
     gamma: float = 0.9
     beta: float = 0.5
     disliked_item: bool = True
+    block_by: Literal["popularity", "category"] = "popularity"
+    num_groups: int = 10
     schedule: Literal["geometric", "log_linear"] = "geometric"
     sigma_min: float = 1e-3
     sigma_max: float = 10.0
@@ -94,7 +99,7 @@ class PreferGrowConfig(RecommenderConfig):
         """Refuse noise, shares and levels that mean nothing; called when the config is made."""
         for key, low, high in (
             ("gamma", 0, 1), ("nonpreference_user_ratio", 0, 1), ("beta", 0, inf), ("ce_weight", 0, inf),
-            ("time_grid", 0, inf), ("growing_steps", 0, inf), ("embedding_std", 0, inf),
+            ("time_grid", 0, inf), ("growing_steps", 0, inf), ("embedding_std", 0, inf), ("num_groups", 1, inf),
         ):  # fmt: skip
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to lie between {low} and {high}")
@@ -102,10 +107,29 @@ class PreferGrowConfig(RecommenderConfig):
             if not 0 < getattr(self, key) < inf:
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to be greater than 0")
 
+    def validate_parts(self) -> None:
+        """Refuse parts that do not go together, and keys that the chosen parts would ignore."""
+        marginal, exact, paper = self.parametrization == "marginal", self.loss == "exact", self.encoder == "paper"
+        for wrong, why in (
+            (exact and not marginal, "loss exact needs parametrization marginal"),
+            (self.loss == "bce" and marginal, "loss bce needs parametrization score"),
+            (self.kernel == "block" and not marginal, "kernel block needs parametrization marginal: ratios do not "
+             "compare items of different groups"),
+            (exact and self.raw, "raw goes with the drawn losses, not with loss exact"),
+            (exact and self.ce_weight > 0, "ce_weight adds to the drawn losses; loss exact is a cross-entropy already"),
+            (exact and self.time_grid > 0, "time_grid goes with the drawn losses; loss exact draws no times"),
+            (paper and (self.num_blocks > 1 or self.inner_size not in (0, self.hidden_size)),
+             "encoder paper is one block of hidden_size; leave out num_blocks and inner_size"),
+            (self.hidden_size % 2 > 0 and (paper or not marginal), f"hidden_size is {self.hidden_size}; sinusoids "
+             "come in pairs, so it has to be even"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(why)
+
     @property
     def has_disliked_item(self) -> bool:
         """Whether there is a state d after the N items."""
-        return self.kernel in ("point", "hybrid") or (self.kernel != "pair" and self.disliked_item)
+        return self.kernel in ("point", "hybrid") or (self.kernel in ("popularity", "adaptive") and self.disliked_item)
 
     @property
     def num_states(self) -> int:
@@ -116,9 +140,9 @@ class PreferGrowConfig(RecommenderConfig):
 class PreferGrow(Recommender):
     """States are 0..N-1 for items 1..N, and N for the disliked item where the kernel has one.
 
-    The default ranking is deterministic and one step: the guided log-ratios read from one neutral state (the
-    disliked item, or the kernel's mean state where there is none) at ``scoring_sigma``, an inner product. Chains
-    (:meth:`grow`) are for drawing diverse lists and for looking at how a preference grows.
+    The default ranking is deterministic and one step: the guided log-ratios read from one neutral state (the mean
+    state under the non-preference distribution) at ``scoring_sigma``, an inner product. Chains are for drawing diverse
+    lists (:meth:`chain_scores`) and for looking at how a preference grows (:meth:`grow`).
     """
 
     config_class = PreferGrowConfig
@@ -126,11 +150,6 @@ class PreferGrow(Recommender):
 
     def __init__(self, config: PreferGrowConfig) -> None:
         super().__init__(config)
-        if (config.loss, config.parametrization) in (("exact", "score"), ("bce", "marginal")):
-            raise RecipeError(
-                f"model.loss {config.loss} does not go with model.parametrization {config.parametrization}: "
-                "exact needs marginal, bce needs score."
-            )
         width, marginal = config.hidden_size, config.parametrization == "marginal"
         self.schedule: NoiseSchedule = (
             Geometric(config.sigma_min, config.sigma_max) if config.schedule == "geometric" else LogLinear(config.eps)
@@ -167,6 +186,8 @@ class PreferGrow(Recommender):
             return FadingKernel.point(config.num_items)
         if config.kernel == "hybrid":
             return FadingKernel.hybrid(config.num_items, config.gamma)
+        if config.kernel == "block":
+            return FadingKernel.block(torch.zeros(config.num_items, dtype=torch.long))  # one, until data is observed
         gamma = config.gamma if config.disliked_item else None
         return FadingKernel.from_popularity(weights, 1.0, 0.0, gamma, weights.dtype)
 
@@ -174,6 +195,23 @@ class PreferGrow(Recommender):
         if self.config.kernel == "popularity":
             counts = torch.from_numpy(dataset.item_counts()[1:]).double()
             self.fading = self._kernel((counts + 1).pow(self.config.beta).float())
+        if self.config.kernel == "block":
+            self.fading = FadingKernel.block(self._groups(dataset))
+
+    def _groups(self, dataset: Dataset) -> Tensor:
+        """The group of each item for ``block``: int64 ``[N]``."""
+        n, groups = self.config.num_items, self.config.num_groups
+        if self.config.block_by == "popularity":
+            rank = torch.from_numpy(dataset.item_counts()[1:]).argsort(stable=True).argsort()
+            return torch.div(rank * min(groups, n), n, rounding_mode="floor")
+        first = [(dataset.catalog.categories(item) or [""])[0] for item in range(1, n + 1)]
+        if not any(first):
+            raise RecipeError(
+                "model.block_by is category, and the catalogue of the data has no categories; prepare it with --items, "
+                "or group by popularity."
+            )
+        number = {category: i for i, category in enumerate(dict.fromkeys(first))}
+        return torch.tensor([number[category] for category in first])
 
     def current_kernel(self) -> FadingKernel:
         """The kernel now: for ``adaptive``, of the distribution learned so far, without its gradient."""
@@ -219,11 +257,7 @@ class PreferGrow(Recommender):
             loss = fused.marginal_score_entropy(query, vectors[: config.num_items], kernel, noise, bias)
         else:
             loss_of = fused.soft_label_bce if config.loss == "bce" else fused.score_entropy
-            offset, sides = self._offset(kernel, x_t, alpha)
-            columns, table = query, vectors
-            if sides.shape[1]:  # the catalogue is not copied for nothing
-                columns, table = torch.cat([query, offset.to(query.dtype)], dim=1), torch.cat([vectors, sides], dim=1)
-            loss = loss_of(columns, table, kernel, noise, bias)
+            loss = loss_of(query, vectors, kernel, noise, bias, self._offset(kernel, x_t, alpha))
         if config.ce_weight:
             n = config.num_items
             ranking = query if config.parametrization == "marginal" else self._ranking_query(user)
@@ -240,45 +274,41 @@ class PreferGrow(Recommender):
         parts = torch.cat([state.to(user.dtype), user, self.noise(sigma).to(user.dtype)], dim=-1)
         return self.head.query(parts, state)
 
-    def _offset(self, kernel: FadingKernel, x_t: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-ratios of a user with uniform preference, as two more columns of query and vectors.
+    def _offset(self, kernel: FadingKernel, x_t: Tensor, alpha: Tensor) -> Offset | None:
+        """The log-ratios of a user with uniform preference, to add to the network's; None where nothing is added.
 
         With p uniform over items such a user's law at noise alpha is ``u_y = (alpha + (1 - alpha) gamma) / N`` on each
         item and ``(1 - alpha)(1 - gamma)`` on d, so the offset takes one value for all items and one for d. Kernels
         that are not uniform over items use the mean of their p: an offset need not be exact, only near.
-
-        Returns:
-            float ``[B, 2]`` and float ``[M, 2]``, their product being the offset ``[B, M]``; both ``[., 0]`` where
-            there is nothing to add.
         """
         n, states = self.config.num_items, self.config.num_states
         if not self.config.ratio_offset or states == n:
-            return alpha.new_zeros(len(x_t), 0), alpha.new_zeros(states, 0)
+            return None
         disliked = (1 - alpha) * kernel.p[n]
         item = ((1 - disliked) / n).log()
         disliked = disliked.clamp(min=torch.finfo(alpha.dtype).tiny).log()
         now = torch.where(x_t == n, disliked, item)
-        is_item = (torch.arange(states, device=x_t.device) < n).to(alpha.dtype)
-        return torch.stack([item - now, disliked - now], dim=1), torch.stack([is_item, 1 - is_item], dim=1)
+        return Offset(item - now, disliked - now)
 
     def neutral_state(self) -> Tensor:
-        """e(x_t) for ranking, float ``[d]``: the disliked item's, or the kernel's mean where there is none."""
+        """e(x_t) for ranking, float ``[d]``: the mean under the non-preference distribution, d's own for ``point``.
+
+        Not d's wherever there is a d: with the published gamma training hardly ever stands there.
+        """
         table = self.embedding.weight[1:]
-        if self.config.has_disliked_item:
-            return table[-1]
         return self.current_kernel().p.to(table.dtype) @ table
 
     def _ranking_query(self, user: Tensor) -> Tensor:
         sigma = torch.full((len(user),), self.config.scoring_sigma, device=user.device)
         return self._query(user, self.neutral_state().expand(len(user), -1), sigma)
 
-    def query(self, history: Tensor) -> Tensor:
+    def query(self, history: Tensor, guidance: float | None = None) -> Tensor:
         """float ``[B, d]`` or ``[B, d + 1]`` with an item bias: the guided query of the one-step ranking.
 
         Guidance is linear in an inner product, so the two queries are mixed and multiplied with the items once.
         """
         user = self.user(history)
-        query = self._guide(self._ranking_query(user), self._ranking_query(self.nonpreference_user[None]))
+        query = self._guide(self._ranking_query(user), self._ranking_query(self.nonpreference_user[None]), guidance)
         return query if self.head.bias is None else torch.cat([query, query.new_ones(len(query), 1)], dim=-1)
 
     def _guide(self, conditional: Tensor, unconditional: Tensor, w: float | None = None) -> Tensor:
@@ -309,48 +339,97 @@ class PreferGrow(Recommender):
             generator: of every draw.
             trace: also keep each step's distribution.
         """
-        user = self.user(history)
+        user, kernel = self.user(history), self.current_kernel()
         steps = self.config.growing_steps if steps is None else steps
+        group = None
+        if kernel.groups is not None:  # a chain never leaves its group, so that is drawn first
+            mass = torch.zeros(len(user), int(kernel.groups.max()) + 1, device=user.device)
+            mass.index_add_(1, kernel.groups, self.preference(user, guidance).to(mass))
+            group = torch.multinomial(mass, 1, generator=generator)[:, 0]
         return grow(
-            self.log_ratios(user, guidance), self.current_kernel(), self.schedule, steps, len(user),
-            method=self.config.sampler, generator=generator, trace=trace,
+            self.log_ratios(user, guidance), kernel, self.schedule, steps, len(user),
+            method=self.config.sampler, group=group, generator=generator, trace=trace,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def chain_scores(
+        self,
+        history: Tensor,
+        chains: int,
+        steps: int | None = None,
+        guidance: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Scores for a list that differs from draw to draw: what ``chains`` chains end in, averaged.
+
+        Few chains favour variety, many approach the model's own law.
+
+        Args:
+            history: int64 ``[B, L]``, padded on the right with 0.
+            steps, guidance, generator: as in :meth:`grow`.
+
+        Returns:
+            float64 ``[B, N]``, probabilities of items 1..N.
+        """
+        total = torch.zeros(len(history), self.config.num_items, dtype=torch.float64, device=history.device)
+        for _ in range(chains):
+            total += self.grow(history, steps, guidance, generator).denoised[:, : self.config.num_items]
+        return total / chains
+
+    def preference(self, user: Tensor, guidance: float | None = None) -> Tensor:
+        """The guided preference of encoded users ``[B, d]``, known outright by the marginal parametrisation.
+
+        Returns:
+            float ``[B, M]``, rows summing to 1, nothing on d. Faded by :meth:`FadingKernel.transition` it is the law of
+            a growing chain at that noise level.
+        """
+        n, vectors, bias = self.config.num_items, self.head.vectors(self.embedding.weight[1:]), self.head.bias
+        nobody = self.nonpreference_user[None]
+        query = self._guide(self.head.query(user, None), self.head.query(nobody, None), guidance)
+        pi = (query @ vectors[:n].T + (0 if bias is None else bias)).softmax(dim=1)
+        return nn.functional.pad(pi, (0, self.config.num_states - n))
 
     def log_ratios(self, user: Tensor, guidance: float | None = None) -> LogRatios:
         """The guided log-ratios of encoded users ``[B, d]``: ``f(x_t int64 [B], sigma [B]) -> [B, M]``."""
         table = self.embedding.weight[1:]
         vectors, bias, empty = self.head.vectors(table), self.head.bias, self.nonpreference_user[None]
-        n, kernel = self.config.num_items, self.current_kernel()
+        kernel = self.current_kernel()
 
         def scores(x_t: Tensor, sigma: Tensor) -> Tensor:
             state = table[x_t]
             conditional = self._query(user, state, sigma)
             nobody = self._query(empty.expand(len(user), -1), state, sigma)
             s = self._guide(conditional, nobody, guidance) @ vectors.T
-            offset, sides = self._offset(kernel, x_t, (-sigma).exp())
-            s = s + offset @ sides.T
-            return s if bias is None else s + bias
+            s = s if bias is None else s + bias
+            offset = self._offset(kernel, x_t, (-sigma).exp())
+            if offset is None:
+                return s
+            return torch.cat([s[:, :-1] + offset.items[:, None], (s[:, -1] + offset.disliked)[:, None]], dim=1)
 
         if self.config.parametrization == "score":
             return scores
-        query = self._guide(self.head.query(user, None), self.head.query(empty, None), guidance)
-        pi = (query @ vectors[:n].T + (0 if bias is None else bias)).softmax(dim=1)
-        pi = nn.functional.pad(pi, (0, self.config.num_states - n))
+        pi, kernel = self.preference(user, guidance).double(), kernel.precise()
 
         def exact(x_t: Tensor, sigma: Tensor) -> Tensor:
-            log_u = kernel.transition(pi, (-sigma).exp()).log()
+            log_u = kernel.transition(pi, (-sigma.double()).exp()).log()
             return log_u - log_u.gather(1, x_t[:, None])
 
         return exact
 
-    def think(self, history: Tensor, steps: int | None = None) -> Thought:
-        """One grown chain a user: the query and the law over the N items at each of the T + 1 steps."""
-        user = self.user(history)
-        growth = self.grow(history, steps, trace=True)
+    def think(self, history: Tensor, steps: int | None = None, generator: torch.Generator | None = None) -> Thought:
+        """One grown chain a user: the guided query and the law it gives at each of the T + 1 steps.
+
+        Answers are over the N items; what their rows lack to 1 is the disliked item's. ``generator`` makes the draws.
+        """
+        user, nobody = self.user(history), self.nonpreference_user[None]
+        growth = self.grow(history, steps, generator=generator, trace=True)
         assert growth.distributions is not None
         table = self.embedding.weight[1:]
-        sigmas = growth.sigmas[:-1].to(user.dtype)
-        steps_taken = zip(growth.states[:, :-1].T, sigmas, strict=True)
-        states = torch.stack([self._query(user, table[x], sigma.expand(len(user))) for x, sigma in steps_taken], dim=1)
+        queries = []
+        for x, sigma in zip(growth.states[:, :-1].T, growth.sigmas[:-1].to(user.dtype), strict=True):
+            levels = sigma.expand(len(user))
+            unconditional = self._query(nobody.expand(len(user), -1), table[x], levels)
+            queries.append(self._guide(self._query(user, table[x], levels), unconditional))
+        states = torch.stack(queries, dim=1)
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         return Thought(states, mask, "grow", growth.distributions[..., : self.config.num_items])

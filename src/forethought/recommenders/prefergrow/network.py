@@ -77,6 +77,7 @@ class NoiseEmbedding(nn.Module):
         self.register_buffer("frequency", torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2)))
 
     def forward(self, sigma: Tensor) -> Tensor:
+        sigma = sigma.to(self.frequency.dtype)
         level = sigma.log() if self.of == "log_sigma" else sigma
         angle = level[:, None] * self.frequency
         embedded: Tensor = self.layers(torch.cat([angle.cos(), angle.sin()], dim=-1))
