@@ -19,6 +19,15 @@ def make_dataset(training: list[list[int]], held_out: list[list[int]], num_items
     offsets = np.cumsum([0, *map(len, whole)])
     items = np.array([item for user in whole for item in user], dtype=np.int32)
     last = offsets[1:][[len(rest) >= 2 for rest in held_out]] - 1
+    counts = {
+        "users": len(whole),
+        "items": num_items,
+        "events": len(items),
+        "train_events": sum(map(len, training)),
+        "valid": len(last),
+        "test": len(last),
+        "users_without_target": len(whole) - len(last),
+    }
     return Dataset(
         Sequences(offsets, items),
         offsets[:-1] + [len(train) for train in training],
@@ -26,5 +35,5 @@ def make_dataset(training: list[list[int]], held_out: list[list[int]], num_items
         last,
         Catalog(pa.table({"id": [f"item {i}" for i in range(1, num_items + 1)]})),
         pa.array([f"user {row}" for row in range(len(whole))]),
-        {"name": "tiny", "protocol": "leave-one-out", "fingerprint": "none"},
+        {"name": "tiny", "protocol": "leave-one-out", "fingerprint": "none", "counts": counts},
     )

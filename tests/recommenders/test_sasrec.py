@@ -50,14 +50,20 @@ def test_many_negatives_with_logq_estimate_the_full_softmax(power: float) -> Non
     assert loss_of(sasrec) > full + 5
 
 
+@pytest.mark.parametrize("negatives", [3, N - 1, 4 * N])
 @pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
-def test_gbce_is_binary_cross_entropy_of_a_raised_positive(calibration: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """-log sigma(s+)^beta - sum log(1 - sigma(s-)), with beta from the sampling rate (Petrov & Macdonald, eq. 8)."""
-    sasrec = model(loss="gbce", negatives=3, calibration=calibration)
-    drawn = torch.tensor([6, 20, 8])  # 8 is the first target itself, and no negative there
+def test_gbce_is_binary_cross_entropy_of_a_raised_positive(
+    calibration: float, negatives: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-log sigma(s+)^beta - sum log(1 - sigma(s-)), with beta from the sampling rate (Petrov & Macdonald, eq. 7, 8).
+
+    More negatives than items are a rate of 1, at which beta is 1 whatever the calibration.
+    """
+    sasrec = model(loss="gbce", negatives=negatives, calibration=calibration)
+    drawn = torch.arange(negatives).mul(7).add(1) % N  # among them 8, the first target itself, and no negative there
     monkeypatch.setattr(torch, "multinomial", lambda *_, **__: drawn)
     scores, wanted = scores_and_wanted(sasrec)
-    rate = 3 / (N - 1)
+    rate = min(negatives / (N - 1), 1.0)
     beta = {0.0: 1.0, 0.75: 0.75 * (rate - 1) + 1, 1.0: rate}[calibration]
     total = 0.0
     for row, positive in zip(scores, wanted.tolist(), strict=True):

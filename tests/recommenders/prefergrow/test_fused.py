@@ -68,6 +68,23 @@ def test_fused_equals_reference(name: str, form: str, with_bias: bool) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["point", "hybrid", "hybrid-high", "popularity", "random"])
+@pytest.mark.parametrize("form", ["score_entropy", "bce"])
+def test_an_offset_is_added_to_the_scores(name: str, form: str) -> None:
+    kernel = kernels()[name]
+    query, vectors, bias, noise = problem(kernel, N + 1, seed=5)
+    offset = fused.Offset(torch.randn(ROWS, dtype=torch.float64) * 5, torch.randn(ROWS, dtype=torch.float64) * 5)
+    sides = torch.cat([offset.items[:, None].expand(-1, N), offset.disliked[:, None]], dim=1)
+    scores = query @ vectors.T + bias + sides
+    expected = score_entropy_reference(scores, noise.x_t, noise.x_0, noise.alpha, kernel, noise.weight, form).sum()
+    loss_of = fused.score_entropy if form == "score_entropy" else fused.soft_label_bce
+    found = loss_of(query, vectors, kernel, noise, bias, offset)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    inputs = (query, vectors, bias)
+    for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["pair", "point", "hybrid", "hybrid-high", "popularity", "random"])
 def test_marginal_equals_reference(name: str) -> None:
     kernel = kernels()[name]
@@ -82,6 +99,34 @@ def test_marginal_equals_reference(name: str) -> None:
     inputs = (query, vectors, bias)
     for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["pair", "point", "hybrid", "hybrid-high", "popularity", "block"])
+@pytest.mark.parametrize("alpha", [0.999, 0.4, 4.5e-5])
+def test_marginal_of_extreme_logits_in_float32(name: str, alpha: float) -> None:
+    """Every pair of x_0 and x_t, with preferences that float32 cannot hold: losses and slopes as in float64."""
+    kernel = kernels()[name]
+    items = N + 1 if name == "block" else N
+    x_0, x_t = torch.cartesian_prod(torch.arange(items), torch.arange(kernel.num_states)).T
+    possible = kernel.column(x_0, alpha).gather(1, x_t[:, None])[:, 0] > 0
+    x_0, x_t = x_0[possible], x_t[possible]
+    logits = torch.linspace(-60, 60, items)[torch.randperm(items, generator=torch.Generator().manual_seed(0))]
+
+    def loss_and_slopes(rows: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = logits.to(dtype).repeat(int(rows.sum()), 1).requires_grad_()
+        level = torch.full((len(scores),), alpha, dtype=dtype)
+        noise = Corruption(x_0[rows], x_t[rows], level, torch.ones_like(level))
+        same = FadingKernel(kernel.p.to(dtype), kernel.groups)
+        loss = fused.marginal_score_entropy(scores, torch.eye(items, dtype=dtype), same, noise)
+        return loss.detach().double(), torch.autograd.grad(loss, scores)[0].double()
+
+    every = torch.ones(len(x_0), dtype=torch.bool)
+    loss, slopes = loss_and_slopes(every, torch.float32)
+    assert bool(loss.isfinite())
+    torch.testing.assert_close(slopes, loss_and_slopes(every, torch.float64)[1], rtol=1e-4, atol=1e-4)
+    likely = logits[x_0] > -25  # -ln pi stops at 87 nats, float32's smallest number
+    wide, narrow = loss_and_slopes(likely, torch.float64)[0], loss_and_slopes(likely, torch.float32)[0]
+    torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-4)
 
 
 def test_marginal_on_the_point_kernel_is_weighted_cross_entropy() -> None:

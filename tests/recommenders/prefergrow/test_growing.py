@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.testing import assert_close
 
-from forethought.recommenders.prefergrow.growing import LAST_TIME, analytic_step, euler_step, grow
+from forethought.recommenders.prefergrow.growing import LAST_TIME, analytic_step, euler_step, grow, noise_levels
 from forethought.recommenders.prefergrow.kernels import FadingKernel
 from forethought.recommenders.prefergrow.schedules import Geometric, LogLinear, NoiseSchedule
 
@@ -49,14 +49,19 @@ def start_law(kernel: FadingKernel, preference: Tensor) -> Tensor:
 
 
 def propagate(
-    kernel: FadingKernel, preference: Tensor, schedule: NoiseSchedule, steps: int, euler: bool = False
+    kernel: FadingKernel,
+    preference: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    euler: bool = False,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """The law of the denoised state after T steps with exact ratios; float64 ``[M]``."""
+    """The law of the denoised state after T steps with exact ratios, given in ``dtype``; float64 ``[M]``."""
     log_ratios, states = exact_log_ratios(kernel, preference), torch.arange(kernel.num_states)
     law = start_law(kernel, preference)
     sigmas = [*schedule.sigma(torch.linspace(1, LAST_TIME, steps + 1, dtype=torch.float64)).tolist(), 0.0]
     for step, (now, then) in enumerate(pairwise(sigmas)):
-        scores = log_ratios(states, torch.full((kernel.num_states,), now, dtype=torch.float64))
+        scores = log_ratios(states, torch.full((kernel.num_states,), now, dtype=torch.float64)).to(dtype)
         if euler and step < steps:
             law = law @ euler_step(scores, states, kernel, now - then)
         else:
@@ -73,6 +78,22 @@ def test_exact_ratios_grow_into_the_preference(case: Any, steps: int) -> None:
     preference = peaked(12, case.size)
     assert total_variation(propagate(case.kernel, preference, ENOUGH, steps), preference) < 1e-6
     assert total_variation(start_law(case.kernel, preference), preference) > 0.2  # there was a way to go
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_ratios_rounded_to_float32_lose_little(case: Any, steps: int) -> None:
+    """A network gives its ratios in float32; the step itself runs in float64, or what is left at α = 4.5e-5 drowns."""
+    preference = peaked(12, case.size)
+    law = propagate(case.kernel, preference, Geometric(), steps, dtype=torch.float32)
+    exact = propagate(case.kernel, preference, Geometric(), steps)
+    assert total_variation(law, exact) < 5e-4
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9999])
+def test_one_rounded_step_from_the_strongest_noise(gamma: float) -> None:
+    """Where p is uniform the ratios lie near 1 and their logarithms keep their digits; probabilities would not."""
+    kernel, preference = FadingKernel.hybrid(12, gamma, torch.float64), peaked(12, 13)
+    assert total_variation(propagate(kernel, preference, ENOUGH, 1, dtype=torch.float32), preference) < 0.01
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20, 100])
@@ -92,6 +113,13 @@ def test_noise_of_one_is_too_little(steps: int) -> None:
     """σmax = 1 leaves a third of the preference in place, so p is the wrong law to start from (spec §8)."""
     kernel, preference = FadingKernel.pair(50, torch.float64), peaked(50, 50)
     assert total_variation(propagate(kernel, preference, Geometric(1e-3, 1.0), steps), preference) > 0.02
+
+
+def test_the_denoiser_takes_over_before_the_noise_is_gone() -> None:
+    """T steps on an even grid of times from 1 to 1e-5, then the rest at once; with T = 0 all of it."""
+    times = torch.tensor([1.0, 0.500005, 1e-5, 0.0]).double()
+    assert_close(noise_levels(LogLinear(0.1), 2), -torch.log1p(-0.9 * times), rtol=1e-5, atol=0)
+    assert_close(noise_levels(LogLinear(0.1), 0), -torch.log1p(-0.9 * times[[0, 3]]))
 
 
 def test_log_linear_noise_suits_the_point_kernel() -> None:

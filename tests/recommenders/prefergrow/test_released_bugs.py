@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,19 @@ import torch
 from scipy.linalg import expm
 from torch.testing import assert_close
 
+from forethought.data.batches import LengthBuckets
+from forethought.data.dataset import Dataset
+from forethought.evaluation.ranking import rank_targets
+from forethought.recipes import shipped_recipes
+from forethought.recommenders.prefergrow import fused
+from forethought.recommenders.prefergrow.fused import Corruption
 from forethought.recommenders.prefergrow.growing import LAST_TIME, analytic_step, grow
 from forethought.recommenders.prefergrow.kernels import FadingKernel
 from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
 from forethought.recommenders.prefergrow.schedules import Geometric
 from forethought.recommenders.prefergrow.score_entropy import score_entropy_reference
+from forethought.recommenders.run import build, read_recipe
+from tests.planted import ring
 
 N, GAMMA = 50, 0.9999
 M = N + 1
@@ -77,33 +86,35 @@ def exact_log_ratios(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return log_p - log_p.gather(1, x[:, None])
 
 
-def test_2_a_learned_distribution_that_never_learns() -> None:
-    """The optimiser is given the network only; the softmax of p's parameter, all ones, stays uniform for ever.
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.endswith(("-hybrid", "-adaptive"))])
+def test_1_every_published_command_starts(name: str, tiny: Dataset) -> None:
+    model = build(read_recipe(name, {"model.hidden_size": 8}), tiny)
+    history = torch.tensor([[3, 1, 2, 5], [7, 2, 0, 0]])
+    loss = model(history, torch.tensor([[0, 0, 0, 6], [0, 4, 0, 0]])).loss
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert all(weights.grad is not None and bool(weights.grad.isfinite().all()) for weights in model.parameters())
 
-    Ours is learned by a likelihood of its own (the next test), or fixed to smoothed popularity: then it is data, and no
-    gradient is spent on it.
-    """
-    counts = torch.tensor([50.0, 20.0, 5.0, 1.0, 0.0])
-    logits = torch.nn.Parameter(torch.ones(5))
-    scores = torch.nn.Parameter(torch.zeros(1, 5))
-    optimiser = torch.optim.SGD([scores], lr=0.1)
-    for _ in range(3):
-        p = logits.softmax(0)
-        column = 0.5 * p + 0.5 * torch.nn.functional.one_hot(torch.tensor(1), 5)
-        ratios = column / column[0]
-        (p[0] * (scores.exp() - ratios * scores)).sum().backward()
-        optimiser.step()
-        scores.grad = None
-    assert logits.grad is not None  # gradients pile up
-    assert float(logits.grad.abs().sum()) > 0
-    assert_close(logits.detach().softmax(0), torch.full((5,), 0.2))  # and nothing applies them
 
-    kernel = FadingKernel.from_popularity(counts, beta=1.0, smoothing=1.0)
-    assert_close(kernel.p, (counts + 1) / 81)
-    loss = score_entropy_reference(scores, torch.tensor([0]), torch.tensor([1]), 0.5, kernel)
-    loss.sum().backward()
-    assert kernel.p.grad is None
-    assert list(kernel.parameters()) == []
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"ce_weight": 1.0},
+        {"loss": "bce"},
+        {"parametrization": "marginal", "ce_weight": 1.0},
+        {"parametrization": "marginal", "loss": "exact"},
+    ],
+    ids=str,
+)
+def test_2_the_adaptive_distribution_has_the_gradient_of_its_own_likelihood_alone(keys: dict[str, Any]) -> None:
+    """The release never applies one; that of the score entropy is ill-posed, since p also weighs it and draws x_t."""
+    torch.manual_seed(0)
+    model = PreferGrow(PreferGrowConfig(num_items=5, kernel="adaptive", gamma=0.8, hidden_size=8, **keys))
+    with torch.no_grad():
+        model.adaptive.copy_(torch.linspace(-1, 1, 5))
+    model(torch.ones(2, 5, dtype=torch.int64), torch.tensor([[1, 1, 2, 5, 1], [2, 1, 1, 0, 1]])).loss.backward()
+    shares = torch.tensor([6, 2, 0, 0, 1]) / 9
+    assert_close(model.adaptive.grad, torch.linspace(-1, 1, 5).softmax(0) - shares)
 
 
 def test_2_the_adaptive_distribution_learns_how_often_targets_occur() -> None:
@@ -252,3 +263,92 @@ def test_6_the_hybrid_loss_and_its_constant() -> None:
     assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
     wrong = GAMMA / N - GAMMA / (N + 1)
     assert_close(released_gradient[0, :N], torch.full((N,), wrong, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("x_t", [7, 3, N], ids=["stayed", "another item", "d"])
+def test_6_the_hybrid_loss_in_each_of_its_cases(x_t: int) -> None:
+    """The release also loses a γ in the constant where x_t is another item, so that its loss is not 0 at the truth."""
+    gamma, alpha, x_0 = 0.5, 0.4, 7
+    e, p = (1 - alpha) / alpha, np.append(np.full(N, gamma / N), 1 - gamma)
+    # p_x r_y, from the closed form
+    if x_t == x_0:
+        targets = p * e * p[x_t] / (1 + e * p[x_t])
+    else:
+        targets = p + np.eye(M)[x_0] / e
+    s = np.random.default_rng(3).normal(size=M)
+    expected = 0.0
+    for y in set(range(M)) - {x_t}:
+        r = targets[y] / p[x_t]
+        expected += p[x_t] * math.exp(s[y]) - targets[y] * s[y] + targets[y] * (math.log(r) - 1)
+    kernel = FadingKernel.hybrid(N, gamma, torch.float64)
+    noise = Corruption(torch.tensor([x_0]), torch.tensor([x_t]), torch.tensor([alpha]).double(), torch.ones(1).double())
+    identity = torch.eye(M, dtype=torch.float64)
+    assert fused.score_entropy(torch.from_numpy(s)[None], identity, kernel, noise).item() == pytest.approx(expected)
+    truth = torch.from_numpy(np.log(targets / p[x_t]))[None]
+    assert fused.score_entropy(truth, identity, kernel, noise).item() == pytest.approx(0.0, abs=1e-10)
+    if x_t == 3:
+        right, slipped = 1 + N / (gamma * e), 1 + N / e  # the ratio at x_0, and without its γ
+        assert abs(right * (math.log(right) - 1) - slipped * (math.log(slipped) - 1)) * p[x_t] > 1
+
+
+def test_7_batches_are_shuffled_and_every_case_is_ranked_without_noise() -> None:
+    """The release trains in the order of the file, validates with dropout, and skips the last cases of 256."""
+    data = ring(users=300, items=50)
+    torch.manual_seed(0)
+    config = PreferGrowConfig(num_items=50, max_length=24, hidden_size=8, dropout=0.5, nonpreference_user_ratio=0.5)
+    model = PreferGrow(config).train()
+    targets = data.targets("valid")
+    ranks = rank_targets(model, targets, batch_size=256)
+    assert len(ranks) == len(targets) == 300
+    history = data.sequences.items[data.sequences.offsets[299] : targets.positions[299]].astype(np.int64)
+    scores = model.eval().score(torch.from_numpy(history)[None])[0]
+    assert ranks.greater[299, 1] == int((scores > scores[targets.items[299] - 1]).sum())
+
+    batches = LengthBuckets(torch.full((300,), 10), 256, seed=0)
+    orders = []
+    for epoch in (0, 1):
+        batches.set_epoch(epoch)
+        orders.append(np.concatenate(list(batches)).tolist())
+    assert sorted(orders[0]) == list(range(300))
+    assert orders[0] != orders[1] != sorted(orders[1])
+
+
+@pytest.mark.parametrize("encoder", ["paper", "pre"])
+def test_8_padding_is_no_disliked_item_and_the_newest_item_is_read(encoder: Literal["paper", "pre"]) -> None:
+    """The release pads with the id of d, whose vector the encoder then reads, and reads position -1 of any history."""
+    torch.manual_seed(0)
+    model = PreferGrow(PreferGrowConfig(num_items=5, kernel="hybrid", hidden_size=8, encoder=encoder)).eval()
+    alone, padded = torch.tensor([[4, 2]]), torch.tensor([[4, 2, 0, 0, 0]])
+    before = model.user(alone)
+    assert_close(model.user(padded), before)
+    assert not torch.allclose(model.user(torch.tensor([[2, 4]])), before)
+    with torch.no_grad():
+        model.embedding.weight[[0, 6]] += 1.0  # padding, and d
+    assert_close(model.user(padded), before)
+    with torch.no_grad():
+        model.embedding.weight[2] += torch.linspace(-1, 1, 8)  # the newest item
+    assert not torch.allclose(model.user(padded), before)
+
+
+@pytest.mark.parametrize("method", ["oricos", "diffcos", "untied"])
+@pytest.mark.parametrize("head", ["additive", "mlp"])
+def test_9_only_the_mlp_head_lets_user_noise_and_state_interact(head: Any, method: Any) -> None:
+    """Of a sum of functions of one argument each, second differences vanish."""
+    torch.manual_seed(0)
+    config = PreferGrowConfig(num_items=5, kernel="hybrid", hidden_size=8, head=head, score_method=method)
+    model = PreferGrow(config).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    model.config.ratio_offset = False  # known numbers on top, in which noise and state do interact
+    users = torch.randn(2, 8).double()
+
+    def scores(user: int, state: int, sigma: float) -> torch.Tensor:
+        x_t, level = torch.tensor([state]), torch.tensor([sigma]).double()
+        return model.log_ratios(users[user, None])(x_t, level)[0].detach()
+
+    user_and_state = scores(0, 1, 0.5) - scores(1, 1, 0.5) - scores(0, 5, 0.5) + scores(1, 5, 0.5)
+    user_and_noise = scores(0, 1, 0.5) - scores(1, 1, 0.5) - scores(0, 1, 2.0) + scores(1, 1, 2.0)
+    noise_and_state = scores(0, 1, 0.5) - scores(0, 1, 2.0) - scores(0, 5, 0.5) + scores(0, 5, 2.0)
+    for difference in (user_and_state, user_and_noise, noise_and_state):
+        assert (float(difference.abs().max()) < 1e-9) == (head == "additive")
+        assert (float(difference.abs().max()) > 1e-2) == (head == "mlp")

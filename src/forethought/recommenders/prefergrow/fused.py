@@ -290,14 +290,12 @@ def marginal_score_entropy(
 
     def row_loss(scores: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         x_0, x_t, alpha = noise.x_0[part, None], noise.x_t[part, None], noise.alpha[part, None]
-        if kernel.groups is None:
-            pi, inside = scores.softmax(dim=1), None
-        else:
-            inside = scores.masked_fill(~_same_group(kernel, noise.x_t[part]), -torch.inf)
-            pi = inside.softmax(dim=1)
+        outside = None if kernel.groups is None else ~_same_group(kernel, noise.x_t[part])
+        reached = scores if outside is None else scores.masked_fill(outside, -torch.inf)
+        pi = reached.softmax(dim=1)
         u = torch.addcmul((1 - alpha) * p, alpha, pi)
-        if inside is not None:
-            u = torch.where(inside.isneginf(), 0.0, u)
+        if outside is not None:
+            u.masked_fill_(outside, 0.0)
         tiny = torch.finfo(u.dtype).tiny
         on_item = x_t < items
         state = x_t.clamp(max=items - 1)
@@ -307,20 +305,22 @@ def marginal_score_entropy(
         log_u = u.clamp(min=tiny).log()
         rest = p_log_rest[0] + p_log_rest[1] * torch.log1p(-alpha)
         log_u_x = u_x.log()
-        mean_log_u = log_u @ p if inside is None else torch.where(inside.isneginf(), 0.0, log_u * p).sum(dim=1)
+        mean_log_u = (log_u if outside is None else log_u.masked_fill(outside, 0.0)) @ p
         linear = slope[part, None] * (mean_log_u[:, None] + rest - p_x * log_u_x)
         linear = linear + spike[part, None] * log_u.gather(1, x_0)
         mass = slope[part, None] * (1 - p_x) + spike[part, None]
         values = edge[part, None] * ((1 - u_x) / u_x - linear + mass * log_u_x + constant[part, None])
         # pi_y times d loss / d pi_y; the share of u_y that is pi's stays finite where both are too small for a float
         share = torch.where(u > 0, alpha * pi / u, 1.0)
+        if outside is not None:
+            share.masked_fill_(outside, 0.0)
         slopes = (-slope[part, None] * p * share).scatter_add_(1, x_0, -spike[part, None] * share.gather(1, x_0))
         at_state = (mass - 1 / u_x) * share.gather(1, state)
         slopes.scatter_(1, state, torch.where(on_item, at_state, slopes.gather(1, state)))
         slopes *= edge[part, None]
         slopes -= pi * slopes.sum(dim=1, keepdim=True)  # through the softmax
-        if inside is not None:
-            values = values + (scores.logsumexp(dim=1) - inside.logsumexp(dim=1))[:, None]
+        if outside is not None:  # the cross-entropy of the group
+            values = values + (scores.logsumexp(dim=1) - reached.logsumexp(dim=1))[:, None]
             slopes += scores.softmax(dim=1) - pi
         return values[:, 0], slopes
 

@@ -1,0 +1,128 @@
+"""Runs of PreferGrow: lists drawn by chains, and how one user's preference grows, beside formulas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from forethought.data.dataset import Dataset
+from forethought.errors import ArtefactError, DataError
+from forethought.recommenders.growth import grow_user
+from forethought.recommenders.knn import CooccurrenceKNN, CooccurrenceKNNConfig
+from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
+from forethought.recommenders.run import Run
+
+from .logs import HELD_OUT, NUM_ITEMS, TRAINING
+
+LEVELS = np.append(10 * 1e-4 ** (1 - np.linspace(1, 1e-5, 6)), 0.0)[1:]  # the noise left after each of five steps
+
+
+def run_of(model: Any, dataset: Dataset) -> Run:
+    """A run in memory."""
+    model.observe(dataset)
+    run = Run(Path("some run"), model.eval(), dataset.catalog, None, {})
+    run.dataset = dataset
+    return run
+
+
+def grower(dataset: Dataset, **keys: Any) -> Run:
+    torch.manual_seed(0)
+    model = PreferGrow(PreferGrowConfig(num_items=NUM_ITEMS, max_length=4, hidden_size=8, **keys))
+    nn.init.normal_(model.embedding.weight)
+    nn.init.normal_(model.nonpreference_user)
+    return run_of(model, dataset)
+
+
+def guided_logits(model: PreferGrow, history: list[int], w: float) -> Tensor:
+    """Of a model in the marginal parametrisation, float64 ``[N]``; the newest four items are read."""
+    states = model.encoder(model.embedding(torch.tensor([history[-4:]])))[:, -1]
+    liked, anybody = (model.head.mix(who) for who in (states, model.nonpreference_user[None]))
+    logits = (w * liked + (1 - w) * anybody) @ model.embedding.weight[1 : NUM_ITEMS + 1].T + model.head.bias
+    return logits[0].detach().double()
+
+
+@pytest.mark.parametrize("kernel", ["hybrid", "popularity", "pair"])
+def test_the_law_of_a_growing_preference_is_known(tiny: Dataset, kernel: str) -> None:
+    run = grower(tiny, kernel=kernel, parametrization="marginal", gamma=0.8)
+    p = run.model.current_kernel().p[:NUM_ITEMS].double().numpy()
+    growing = grow_user(run, "user 5", guidance=(0.0, 1.0, 3.0), steps=5)
+    history = HELD_OUT[5][:-1]  # the rest was held out as the target
+    assert growing.history.tolist() == history
+    assert (growing.chains, growing.target, growing.guidance) == (None, HELD_OUT[5][-1], (0.0, 1.0, 3.0))
+    np.testing.assert_allclose(growing.levels, LEVELS)
+    for row, w in enumerate(growing.guidance):
+        logits = guided_logits(run.model, history, w)
+        pi, alpha = logits.softmax(dim=0).numpy(), np.exp(-LEVELS)[:, None]
+        np.testing.assert_allclose(growing.probabilities[row], alpha * pi + (1 - alpha) * p, rtol=1e-4)
+        above = int((logits > logits[HELD_OUT[5][-1] - 1]).sum())
+        assert growing.ranks[row] == 1 + above
+
+
+def test_ties_count_half_and_nobody_is_ranked_without_a_target(tiny: Dataset) -> None:
+    run = grower(tiny, parametrization="marginal", item_bias=False)
+    nn.init.zeros_(run.model.embedding.weight)  # every item is liked alike
+    assert grow_user(run, "user 3", guidance=(1.0,)).ranks == ((NUM_ITEMS + 1) / 2,)
+    growing = grow_user(run, "user 0", guidance=(1.0,))
+    assert (growing.target, growing.ranks) == (None, ())
+    assert growing.history.tolist() == TRAINING[0]  # all of it, though four items are read
+
+
+def test_chains_stand_in_where_the_law_is_not_known(tiny: Dataset) -> None:
+    run, chains = grower(tiny, kernel="pair", guidance=7.0), 100
+    growing = grow_user(run, "user 0", guidance=(0.0, 2.0), steps=3, chains=chains, seed=5)
+    assert growing.chains == chains
+    assert growing.probabilities.shape == (2, 4, NUM_ITEMS)
+    np.testing.assert_allclose(growing.probabilities.sum(axis=2), 1.0)
+    history = torch.tensor([TRAINING[0][-4:]])
+    for row, w in enumerate(growing.guidance):
+        many = run.model.grow(history.expand(4000, -1), 3, w, torch.Generator().manual_seed(1), trace=True)
+        assert many.distributions is not None
+        expected = many.distributions.mean(dim=0).numpy()
+        assert np.abs(growing.probabilities[row] - expected).sum(axis=1).max() / 2 < 0.15
+    assert np.abs(growing.probabilities[0, -1] - growing.probabilities[1, -1]).sum() / 2 > 0.15  # guidance is felt
+    again, other = (grow_user(run, "user 0", guidance=(0.0,), steps=3, chains=chains, seed=seed) for seed in (5, 6))
+    np.testing.assert_array_equal(again.probabilities[0], growing.probabilities[0])
+    assert not np.allclose(other.probabilities[0], growing.probabilities[0])
+
+
+@pytest.mark.parametrize("bad", [{"chains": 0}, {"steps": -1}, {"guidance": ()}])
+def test_growing_without_chains_steps_or_guidance_is_refused(tiny: Dataset, bad: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="at least"):
+        grow_user(grower(tiny), "user 0", **bad)
+
+
+@pytest.mark.parametrize("parametrization", ["marginal", "score"])
+def test_another_seed_draws_another_list(tiny: Dataset, parametrization: str) -> None:
+    run = grower(tiny, parametrization=parametrization)
+    history = ["item 3", "item 1", "item 2", "item 5", "item 3"]
+    lists = [run.recommend(history, 5, chains=2, seed=seed) for seed in (0, 0, 1, 2, 3, 4, 5)]
+    assert lists[0] == lists[1]
+    assert len({tuple(each.id for each in best) for best in lists}) > 1
+    read = torch.tensor([[1, 2, 5, 3]])  # the newest four
+    scores = run.model.chain_scores(read, 2, generator=torch.Generator().manual_seed(0))[0]
+    assert not {each.id for each in lists[0]} & set(history)
+    for each in lists[0]:
+        assert each.score == pytest.approx(float(scores[int(each.id.removeprefix("item ")) - 1]))
+    assert [each.score for each in lists[0]] == sorted((each.score for each in lists[0]), reverse=True)
+    assert "item 3" in {each.id for seed in range(5) for each in run.recommend(history, 8, False, 2, seed)}
+    assert run.recommend_user("user 0", 5, chains=2, seed=3) == run.recommend(
+        [f"item {item}" for item in TRAINING[0] + HELD_OUT[0]], 5, chains=2, seed=3
+    )
+
+
+def test_a_knn_draws_no_chains_and_does_not_grow(tiny: Dataset) -> None:
+    run = run_of(CooccurrenceKNN(CooccurrenceKNNConfig(num_items=NUM_ITEMS)), tiny)
+    for ask in (lambda: run.recommend(["item 1"], chains=3), lambda: run.recommend_user("user 0", chains=3)):
+        with pytest.raises(
+            ArtefactError, match=r"^some run holds a knn, which draws no chains; name a PreferGrow run\.$"
+        ):
+            ask()
+    with pytest.raises(ArtefactError, match=r"^some run holds a knn, which does not grow; name a PreferGrow run\.$"):
+        grow_user(run, "user 0")
+    with pytest.raises(DataError, match="-1 chains cannot be drawn"):
+        run.recommend(["item 1"], chains=-1)
