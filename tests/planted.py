@@ -20,6 +20,7 @@ def ring(users: int = 300, items: int = 50, longest: int = 24, seed: int = 0) ->
     catalog = Catalog(
         pa.table({"id": [f"i{n}" for n in range(1, items + 1)], "title": [f"Film {n}" for n in range(1, items + 1)]})
     )
+    counts = {"users": users, "items": items, "events": len(walk), "train_events": int((stops - offsets[:-1]).sum())}
     return Dataset(
         Sequences(offsets, walk.astype(np.int32)),
         stops,
@@ -27,5 +28,9 @@ def ring(users: int = 300, items: int = 50, longest: int = 24, seed: int = 0) ->
         stops + 1,
         catalog,
         pa.array([f"u{n}" for n in range(users)]),
-        {"name": "ring", "protocol": "leave-one-out"},
+        {
+            "name": "ring",
+            "protocol": "leave-one-out",
+            "counts": {**counts, "valid": users, "test": users, "users_without_target": 0},
+        },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,47 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
         (scratch / "b").write_text("new")
     assert [entry.name for entry in target.iterdir()] == ["b"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "a").write_text("old")
+    rename, calls = os.rename, []
+
+    def refusing(source: Path, place: Path) -> None:
+        calls.append(place)
+        if len(calls) == 2:  # the old one is aside, the new one is to come
+            raise OSError(16, "Device or resource busy")
+        rename(source, place)
+
+    monkeypatch.setattr("os.rename", refusing)
+    with (
+        pytest.raises(ArtefactError, match=r"Cannot write .*folder: Device or resource busy"),
+        atomic_folder(target, replace=True) as scratch,
+    ):
+        (scratch / "b").write_text("new")
+    assert len(calls) == 3
+    assert (target / "a").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_place_that_cannot_be_moved_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "disk"
+    target.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(target)], capture_output=True
+    ).returncode == 0  # fmt: skip
+    if not mounted:
+        pytest.skip("a disk can be mounted by root only")
+    try:
+        with pytest.raises(ArtefactError, match=r"Cannot write .*disk"), atomic_folder(target, replace=True):
+            pass
+        assert [entry.name for entry in tmp_path.iterdir()] == ["disk"]
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
 
 
 def test_a_file_is_replaced_or_kept(tmp_path: Path) -> None:

@@ -36,28 +36,40 @@ def atomic_folder(target: str | os.PathLike[str], *, replace: bool = False) -> I
     Raises:
         ArtefactError: ``target`` exists and ``replace`` is false, or the place cannot be written.
     """
-    target = Path(target)
+    given, target = Path(target), Path(os.path.abspath(target))  # "." has no name of its own
     if not replace:
-        refuse_existing(target)
+        refuse_existing(given)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
-        raise _explain(target, error) from error
+        raise _explain(given, error) from error
     try:
         yield scratch
         scratch.chmod(0o777 & ~_umask())
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.rename(target, old / target.name)
-            os.rename(scratch, target)
-            shutil.rmtree(old)
+            _exchange(scratch, target)
         else:
             os.rename(scratch, target)
     except OSError as error:
-        raise _explain(target, error) from error
+        raise _explain(given, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _exchange(scratch: Path, target: Path) -> None:
+    """Put a folder in the place of another; where that fails the old one stays."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    try:
+        os.rename(target, aside / "old")
+        os.rename(scratch, target)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            if (aside / "old").exists():
+                os.rename(aside / "old", target)
+            aside.rmdir()
+        raise
+    shutil.rmtree(aside)
 
 
 @contextlib.contextmanager

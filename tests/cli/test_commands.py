@@ -6,12 +6,14 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from forethought import Run, cli, compare
-from forethought.errors import ArtefactError, DataError
+from forethought import Run, cli, compare, train
+from forethought.errors import ArtefactError, DataError, RecipeError
 from tests.cli.conftest import Command
 
 Printed = pytest.CaptureFixture[str]
@@ -70,6 +72,29 @@ def test_ids_with_a_comma_are_quoted_as_in_a_csv_file(tmp_path: Path, capsys: Pr
     capsys.readouterr()
     assert cli.main(["recommend", run, "--history", 'Up, "Alien, II"', "-k", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["id"] == "Jaws, 3"
+
+
+def test_ids_and_titles_are_shown_as_they_are(tmp_path: Path, capsys: Printed):
+    """Brackets are no markup, a steering character is spelled out, and an id may begin or end with a space."""
+    log, data, run = (str(tmp_path / name) for name in ("log.jsonl", "data", "run[/x]"))
+    films = (" Up ", "[REC]", "[/i] x", "\x1b[31mRed")
+    events = [
+        {"user": f"u{user}", "item": film, "timestamp": step} for user in range(6) for step, film in enumerate(films)
+    ]
+    Path(log).write_text("\n".join(map(json.dumps, events)))
+    (tmp_path / "items.jsonl").write_text(json.dumps({"id": "[REC]", "title": ":bug: [REC] (2007) [/b]"}))
+    items = ["--items", str(tmp_path / "items.jsonl")]
+    assert cli.main(["data", "prepare", log, "--out", data, "--split", "user-split", "--quiet", *items]) == 0
+    assert cli.main(["train", "markov", "--data.path", data, "--out", run, "--quiet"]) == 0
+    capsys.readouterr()
+    assert cli.main(["recommend", run, "--history", '" Up "']) == 0
+    shown = capsys.readouterr().out
+    for text in ("[REC]  ", ":bug: [REC] (2007) [/b]", "[/i] x", "\\x1b[31mRed"):
+        assert text in shown
+    assert "\x1b" not in shown
+    for history in ("Up", '"[REC] "'):
+        code = cli.main(["recommend", run, "--history", history, "--json"])
+        assert code == (2 if history == "Up" else 0)
 
 
 def test_seen_items_are_left_out_unless_asked_for(trained: Path, capsys: Printed):
@@ -145,6 +170,55 @@ def test_data_prepared_anew_is_noticed(trained: Path, log: Path, forethought: Co
     (moved / "run.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match="is no prepared data folder"):
         _ = Run.open(moved).dataset
+
+
+def test_data_changed_since_are_not_trained_on_or_recommended_from(
+    trained: Path, recipe: Path, data: Path, tmp_path: Path
+):
+    changed, moved = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, changed)
+    shutil.copytree(trained, moved)
+    items = np.load(changed / "items.npy")
+    np.save(changed / "items.npy", items[::-1])
+    info = json.loads((moved / "run.json").read_text())
+    info["data"]["path"] = str(changed)
+    (moved / "run.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match="does not match its fingerprint; it was changed"):
+        train(recipe, out=tmp_path / "new", quiet=True, overrides={"data.path": str(changed)})
+    with pytest.raises(DataError, match="does not match its fingerprint; it was changed"):
+        Run.open(moved).recommend_user("ann 17")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_begins_again_where_it_was_killed_at_once(recipe: Path, data: Path, tmp_path: Path):
+    for number, left in enumerate(([], [".run.json.x1.part.json"], ["run.json"])):
+        out = tmp_path / str(number)
+        out.mkdir()
+        for name in left:
+            (out / name).write_text("{")
+        run = train("markov", out=out, resume=True, overrides={"data.path": str(data)})
+        again = Run.open(out)
+        assert (again.info["status"], again.recipe) == ("finished", run.recipe)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"k": 2.5}, "k is 2.5; it has to be a whole number"),
+        ({"k": "3"}, "k is '3'; it has to be a whole number"),
+        ({"chains": 1.5}, "chains is 1.5; it has to be a whole number"),
+        ({"seed": "1"}, "seed is '1'; it has to be a whole number"),
+    ],
+)
+def test_numbers_that_are_none(options: dict[str, Any], sentence: str, trained: Path):
+    with pytest.raises(DataError, match=sentence):
+        Run.open(trained).recommend(["song-3"], **options)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_overrides_that_are_no_keys(seed: int | None, recipe: Path):
+    with pytest.raises(RecipeError, match=r"overrides are \[1\]; they have to be values by dotted key"):
+        train(recipe, overrides=[1], seed=seed)  # type: ignore[arg-type]
 
 
 def test_overrides_stand_anywhere_and_with_an_equals_sign(recipe: Path, data: Path, tmp_path: Path):

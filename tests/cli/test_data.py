@@ -65,6 +65,38 @@ def test_a_folder_that_exists_is_refused_before_anything_is_read(tmp_path: Path,
     assert stages == []
 
 
+def test_what_replace_may_not_touch(tmp_path: Path, capsys: Printed) -> None:
+    foreign = tmp_path / "papers"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    assert main(["data", "prepare", str(tmp_path / "no.csv"), "--out", str(foreign), "--replace"]) == 2
+    assert f"{foreign} is neither an empty folder nor a prepared data folder" in capsys.readouterr().err
+    assert (foreign / "thesis.txt").read_text() == "mine"
+
+
+def test_cuts_go_with_global_time(tmp_path: Path, capsys: Printed) -> None:
+    rows = [(user, step % 5, 10 * user + step) for user in range(6) for step in range(8)]
+    log, out = write_csv(tmp_path / "log.csv", rows), tmp_path / "out"
+    words = ["data", "prepare", str(log), "--out", str(out), "--quiet", "--cuts", "0.5", "0.7"]
+    for more in ([], ["--split", "leave-one-out"]):
+        assert main([*words, *more]) == 2
+        assert "Cuts go with the split global-time alone" in capsys.readouterr().err
+    assert main([*words, "--split", "global-time"]) == 0
+    assert "users have no event after a cut that has one before it\n" in capsys.readouterr().out
+    assert Dataset.open(out).manifest["rules"][-1]["quantiles"] == [0.5, 0.7]
+    assert main([*words[:-3], "--split", "global-time", "--replace"]) == 0
+    assert Dataset.open(out).manifest["rules"][-1]["quantiles"] == [0.8, 0.9]
+
+
+def test_brackets_are_no_markup(tmp_path: Path, capsys: Printed) -> None:
+    log = write_csv(tmp_path / "log [b].csv")
+    out = tmp_path / "[/out]"
+    assert main(["data", "prepare", str(log), "--out", str(out), "--name", "[b]mine[/i] :smile:"]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 4 users")
+    assert main(["data", "check", str(out)]) == 0
+    assert "[b]mine[/i] :smile: · leave-one-out" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     log = write_csv(tmp_path / "log.csv", [("u", "a", 1), ("u", "b", "soon"), ("u", "c", 3)])
     run = subprocess.run(
@@ -111,3 +143,17 @@ def test_download(tmp_path: Path, capsys: Printed) -> None:
     printed = capsys.readouterr().out
     assert f"next: forethought data prepare {tmp_path / 'got'} --out DIR" in printed
     assert (tmp_path / "got" / "log.csv").read_bytes() == log.read_bytes()
+
+
+def test_a_file_that_was_downloaded_already(tmp_path: Path, capsys: Printed) -> None:
+    log = write_csv(tmp_path / "log.csv")
+    digest = hashlib.sha256(log.read_bytes()).hexdigest()
+    words = ["data", "download", "mine", "--path", str(log), "--out", str(tmp_path / "got"), "--quiet"]
+    assert main([*words, "--sha256", digest]) == 0
+    printed = capsys.readouterr().out
+    assert f"file: {log}\nsha256: {digest} (as expected)\n" in printed
+    assert sequences_of(Interactions.read(tmp_path / "got").prepare()) == SEQUENCES
+    with pytest.raises(SystemExit):
+        main(["data", "download", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "The SHA-256 is known of movielens-1m-sasrec; the others need" in told

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forethought.data.dataset import Dataset
+from forethought.data.dataset import COUNTS, Dataset
 from forethought.data.interactions import Interactions
 from forethought.errors import ArtefactError, DataError
 from tests.data.logs import SEQUENCES, sequences_of, write_csv
@@ -96,6 +96,12 @@ def change(**entries: object) -> Callable[[Path], None]:
     return rewrite
 
 
+def drop(folder: Path, key: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[key]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no prepared data folder"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "no prepared data folder"),
@@ -104,6 +110,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "bytes for a manifest": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"), "damaged"),
     "another format": (change(format="else"), "is else version 1; this forethought reads"),
     "a later version": (change(version=99), "version 99; this forethought reads"),
+    "a protocol of its own": (change(protocol="mine"), "has the protocol 'mine'; this forethought knows leave-one-out"),
+    "no counts": (lambda folder: drop(folder, "counts"), r"damaged \(KeyError: 'counts'\)"),
+    "counts of nothing": (change(counts={"users": 4}), r"damaged \(KeyError: 'items'\)"),
+    "counts that are none": (change(counts=dict.fromkeys(COUNTS, "many")), "damaged"),
+    "no protocol": (lambda folder: drop(folder, "protocol"), r"damaged \(KeyError: 'protocol'\)"),
     "no arrays named": (change(arrays={}), "damaged"),
     "a path for an array": (change(arrays={"../../x": {"dtype": "int64", "length": 1}}), "damaged"),
     "no array": (lambda folder: (folder / "items.npy").unlink(), "damaged"),
@@ -157,6 +168,40 @@ def test_an_existing_folder_stays_unless_replaced(prepared: Dataset, tmp_path: P
     replaced = interactions.prepare(folder_of(prepared), replace=True, split="user-split", seed=1)
     assert Dataset.open(folder_of(prepared)).fingerprint == replaced.fingerprint != prepared.fingerprint
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log.csv", "out"]
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"format": "forethought.run"}', "[", "[]"])
+def test_only_an_empty_folder_or_a_prepared_one_is_replaced(
+    content: str | None, prepared: Dataset, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "papers"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    if content is not None:
+        (foreign / "manifest.json").write_text(content)
+    before = sorted(path.name for path in foreign.iterdir())
+    for place in (foreign, tmp_path / "log.csv"):
+        with pytest.raises(ArtefactError, match="neither an empty folder nor a prepared data folder") as refusal:
+            prepared.save(place, replace=True)
+        assert str(refusal.value).startswith(str(place))
+        with pytest.raises(ArtefactError, match="neither an empty folder nor"):
+            Interactions.read(tmp_path / "log.csv").prepare(place, replace=True)
+    assert sorted(path.name for path in foreign.iterdir()) == before
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert prepared.save(empty, replace=True).fingerprint == prepared.fingerprint
+
+
+def test_the_folder_this_runs_in_is_not_replaced(
+    prepared: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out" / "below").mkdir()
+    for place, name in ((tmp_path / "out", "."), (tmp_path / "out" / "below", "..")):
+        monkeypatch.chdir(place)
+        with pytest.raises(ArtefactError, match=r"^\.+ is the folder that this runs in"):
+            prepared.save(name, replace=True)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log.csv", "out"]
+    Dataset.open(tmp_path / "out", verify=True)
 
 
 # Room for 16 kB a file, so that writing stops half way as it does on a full disk.

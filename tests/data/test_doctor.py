@@ -135,3 +135,16 @@ def test_table_json_and_figure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtefactError, match="Cannot write"):
         draw(report, dataset, tmp_path / "file" / "x.png")
+    with pytest.raises(DataError, match=r"c\.txt is no kind of picture .* \.png, \.pdf or \.svg"):
+        draw(report, dataset, tmp_path / "c.txt")
+    draw(report, dataset, tmp_path / "c.PDF")
+    assert (tmp_path / "c.PDF").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_is_shown_as_it_is_in_any_script(tmp_path: Path) -> None:
+    report = check(make([[1, 2, 3]] * 4, name="[a] 音楽 [/b]"))
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report.table())
+    assert "[a] 音楽 [/b] · leave-one-out" in console.file.getvalue()  # type: ignore[attr-defined]
+    draw(report, make([[1, 2, 3]] * 4), tmp_path / "figure.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import threading
 import time
 import zipfile
@@ -144,6 +145,63 @@ def test_addresses_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     with pytest.raises(DataError, match="no web address"):
         download("mine", tmp_path / "out", url=f"file://{tmp_path}/secret", accept_unverified=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[bad", "http://", "http://host:port/x", "http://a b:1x/y", "http://exämple/x", "log.csv", "ftp://h/x"],
+)
+def test_addresses_that_are_malformed(url: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is no web address; it has to look like https://host/file") as refusal:
+        download("mine", tmp_path / "out", url=url, accept_unverified=True)
+    assert str(refusal.value).startswith(url)
+
+
+@pytest.mark.parametrize("timeout", [0, -3, float("nan"), float("inf"), 1e30])
+def test_timeouts_that_are_none(timeout: float, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"The timeout is {re.escape(str(timeout))}; it has to be a number of seconds"):
+        download("mine", tmp_path / "out", url="http://localhost/x", accept_unverified=True, timeout=timeout)
+
+
+def test_a_file_on_disk_in_place_of_fetching(tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    (shelf / "ml-1m.zip").write_bytes(MOVIES)
+    digest = hashlib.sha256(MOVIES).hexdigest()
+    seen: list[tuple[int, int | None]] = []
+    for number, given in enumerate((shelf, shelf / "ml-1m.zip")):
+        folder = download(
+            "movielens-1m", tmp_path / str(number), path=given, sha256=digest, progress=lambda *step: seen.append(step)
+        )
+        assert sorted(file.name for file in folder.iterdir()) == ["SOURCE", "movies.csv", "ratings.csv"]
+        note = (folder / "SOURCE").read_text()
+        assert f"file: {shelf / 'ml-1m.zip'}\nurl: https://files.grouplens" in note
+        assert f"sha256: {digest} (as expected)" in note
+    assert seen == [(len(MOVIES), len(MOVIES))] * 2
+    (shelf / "log.txt").write_bytes(LOG)
+    folder = download("mine", tmp_path / "mine", path=shelf / "log.txt", accept_unverified=True)
+    assert (folder / "log.txt").read_bytes() == LOG == (shelf / "log.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "options", "sentence"),
+    [
+        ("movielens-1m", "log.txt", {}, r"No SHA-256 is known for .*log\.txt; give .*--sha256"),
+        ("movielens-1m", "log.txt", {"sha256": "0" * 64}, rf"log\.txt has the SHA-256 {DIGEST}, expected 0000"),
+        ("movielens-1m-sasrec", "log.txt", {}, r"log\.txt has the SHA-256 .*, expected b725f3"),  # the known one
+        ("movielens-1m", ".", {"accept_unverified": True}, r"ml-1m\.zip does not exist; give the file itself"),
+        ("mine", ".", {"accept_unverified": True}, "is a folder; give the file in it"),
+        ("mine", "none.zip", {"accept_unverified": True}, r"none\.zip does not exist"),
+        ("mine", "log.txt", {"sha256": DIGEST, "max_bytes": 1000}, "is 24,000 bytes, over the limit of 1,000"),
+    ],
+)
+def test_a_file_on_disk_that_is_not_what_it_should_be(
+    name: str, path: str, options: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "log.txt").write_bytes(LOG)
+    with pytest.raises(DataError, match=sentence):
+        download(name, tmp_path / "out", path=tmp_path / path, **options)  # type: ignore[arg-type]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["log.txt"]
 
 
 def test_the_registry() -> None:

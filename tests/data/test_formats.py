@@ -92,11 +92,16 @@ def amazon_2018(folder: Path) -> Path:
     return write(folder, files)
 
 
+def amazon_2018_whole(folder: Path) -> Path:
+    amazon_2018(folder)
+    (folder / "Films_5.json.gz").rename(folder / "Films.json.gz")
+    return folder
+
+
 def amazon_2018_ratings(folder: Path) -> Path:
     lines = "".join(f"{r['asin']},{r['reviewerID']},{r['overall']},{r['unixReviewTime']}\n" for r in reviews())
     meta = [{**row, "category": row["categories"][0]} for row in AMAZON_META]
-    write(folder, {"Films.csv": lines, "meta_Films.json.gz": json_lines(*meta)})
-    return folder / "Films.csv"
+    return write(folder, {"Films.csv": lines, "meta_Films.json.gz": json_lines(*meta)})
 
 
 def amazon_2023(folder: Path) -> Path:
@@ -108,18 +113,16 @@ def amazon_2023(folder: Path) -> Path:
         {"parent_asin": m["asin"], "title": m["title"], "categories": m["categories"][0], "description": ["A", "B"]}
         for m in AMAZON_META
     ]
-    write(folder, {"Films.jsonl.gz": json_lines(*events), "meta_Films.jsonl.gz": json_lines(*meta)})
-    return folder / "Films.jsonl.gz"
+    return write(folder, {"Films.jsonl.gz": json_lines(*events), "meta_Films.jsonl.gz": json_lines(*meta)})
 
 
 def amazon_2023_ratings(folder: Path) -> Path:
     lines = "".join(f"A1,{r['asin']},{r['overall']},{1000 * r['unixReviewTime']}\n" for r in reviews())
     meta = [{"parent_asin": m["asin"], "title": m["title"], "categories": m["categories"][0]} for m in AMAZON_META]
-    write(
+    return write(
         folder,
         {"Films.csv.gz": "user_id,parent_asin,rating,timestamp\n" + lines, "meta_Films.jsonl.gz": json_lines(*meta)},
     )
-    return folder / "Films.csv.gz"
 
 
 def steam(folder: Path) -> Path:
@@ -159,6 +162,13 @@ def recbole(folder: Path) -> Path:
     return write(folder, {"films.inter": events, "films.item": items})
 
 
+def recbole_movielens(folder: Path) -> Path:
+    recbole(folder)
+    items = "item_id:token\tmovie_title:token_seq\trelease_year:token\tgenre:token_seq\n"
+    items += '1\tAlpha\t1995\tDrama War\n2\tBeta: Two\t1995\tComedy\n3\tGamma "3"\t\t\n'
+    return write(folder, {"films.item": items})
+
+
 @pytest.mark.parametrize(
     ("build", "name", "user", "items"),
     [
@@ -168,12 +178,14 @@ def recbole(folder: Path) -> Path:
         (amazon_2014_loose, "amazon-2014", "A1", AMAZON_IDS),
         (amazon_2014_ratings, "amazon-2014-ratings", "A1", AMAZON_IDS),
         (amazon_2018, "amazon-2018", "A1", AMAZON_IDS),
+        (amazon_2018_whole, "amazon-2018", "A1", AMAZON_IDS),
         (amazon_2018_ratings, "amazon-2018-ratings", "A1", AMAZON_IDS),
         (amazon_2023, "amazon-2023", "A1", AMAZON_IDS),
         (amazon_2023_ratings, "amazon-2023-ratings", "A1", AMAZON_IDS),
         (steam, "steam", "Zoë", ["10", "20", "30"]),
         (yelp, "yelp", "A1", ["_a", "_b", "_c"]),
         (recbole, "recbole", "u", [1, 2, 3]),
+        (recbole_movielens, "recbole", "u", [1, 2, 3]),
     ],
 )
 def test_named_format(build: Callable[[Path], Path], name: str, user: object, items: list[Any], tmp_path: Path) -> None:
@@ -188,6 +200,8 @@ def test_named_format(build: Callable[[Path], Path], name: str, user: object, it
     # no name for a reader can tell 'user,item' from 'item,user' without a header, and it does not try
     if name != "amazon-2018-ratings":
         assert Interactions.read(path).provenance["reader"] == name
+    (file,) = Interactions.read(path, name).provenance["sha256"]
+    assert sequences_of(Interactions.read(path / file, name).prepare()) == {user: items}
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
@@ -258,6 +272,40 @@ def test_a_folder_of_two_data_sets_is_not_guessed_at(tmp_path: Path) -> None:
     ):
         Interactions.read(tmp_path)
     assert Interactions.read(tmp_path, "movielens").provenance["reader"] == "movielens"
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "more"),
+    [
+        (amazon_2014, "amazon-2014", ["reviews_Books_5.json.gz"]),
+        (amazon_2014_ratings, "amazon-2014-ratings", ["ratings_Books.csv"]),
+        (amazon_2018, "amazon-2018", ["Books.json.gz"]),
+        (amazon_2023, "amazon-2023", ["Books.jsonl.gz"]),
+        (movielens, "movielens", ["ratings.csv.gz"]),
+        (recbole, "recbole", ["films.train.inter", "films.valid.inter"]),
+    ],
+)
+def test_of_several_logs_none_is_chosen(
+    build: Callable[[Path], Path], name: str, more: list[str], tmp_path: Path
+) -> None:
+    path = build(tmp_path)
+    (first,) = Interactions.read(path, name).provenance["sha256"]
+    content = gzip.decompress((path / first).read_bytes()) if first.endswith(".gz") else (path / first).read_bytes()
+    write(path, dict.fromkeys(more, content))
+    names = ", ".join(sorted(f"{file} ({name})" for file in [first, *more]))
+    for form in ("auto", name):
+        with pytest.raises(DataError, match=r"holds several data sets: .*; give one of the files") as refusal:
+            Interactions.read(path, form)
+        assert all(file in str(refusal.value) for file in [first, *more])
+    assert names in str(refusal.value)
+    assert len(Interactions.read(path / more[0], name)) == 3
+
+
+def test_a_csv_beside_a_packed_one_is_not_chosen(tmp_path: Path) -> None:
+    log = "user,item,timestamp\n1,2,3\n"
+    write(tmp_path, {"test.csv": log, "events.csv.gz": log})
+    with pytest.raises(DataError, match=r"several data sets: events\.csv\.gz \(csv\), test\.csv \(csv\); give one"):
+        Interactions.read(tmp_path)
 
 
 def test_several_item_files_have_to_be_chosen_from(tmp_path: Path) -> None:

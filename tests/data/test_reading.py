@@ -88,7 +88,7 @@ def test_every_file_gives_the_same_data_set(write: Any, tmp_path: Path) -> None:
     assert dataset.manifest["tie_rule"] == "time, then row in the source"
 
 
-@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow", "ibis"])
+@pytest.mark.parametrize("kind", ["pandas", "polars", "lazy polars", "arrow", "ibis"])
 def test_every_table_gives_the_same_data_set(kind: str, tmp_path: Path) -> None:
     if kind == "ibis":
         database = ibis.duckdb.connect()
@@ -96,7 +96,10 @@ def test_every_table_gives_the_same_data_set(kind: str, tmp_path: Path) -> None:
         table: Any = database.create_table("events", pa.table(rows))
         dataset = Interactions.from_table(table, row_column="place").prepare()
     else:
-        table = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "arrow": pa.table}[kind](COLUMNS)
+        makers = {
+            "pandas": pd.DataFrame, "polars": pl.DataFrame, "lazy polars": pl.LazyFrame, "arrow": pa.table,
+        }  # fmt: skip
+        table = makers[kind](COLUMNS)
         dataset = Interactions.from_table(table).prepare()
     assert sequences_of(dataset) == SEQUENCES
     assert dataset.fingerprint == Interactions.read(as_csv(tmp_path)).prepare().fingerprint
@@ -343,12 +346,19 @@ def test_truncated_and_damaged_gzip(tmp_path: Path) -> None:
     ("name", "content", "sentence"),
     [
         ("log.csv", bytes(range(256)), "is a binary file"),
-        ("log.csv", "user,item,timestamp\nu,é,1\n".encode("utf-16"), "is a binary file"),
+        ("log.csv", "user,item,timestamp\nu,é,1\n".encode("utf-16"), "is UTF-16 text; convert it to UTF-8"),
+        ("log.csv", "user,item,timestamp\nu,é,1\n".encode("utf-16-be"), "is a binary file"),  # no mark at the start
+        ("log.csv", b"1\t1\n2\t3\n", "begins with 1, 1 and not with names of columns;.*--format user-item"),
+        ("log.csv", b"1,2,3\n2,3,4\n", "begins with 1, 2, 3 and not with names of columns"),
+        ("log.csv", b'user,item,timestamp\nu,"a"b,1\n', "line 2 opens a quote that is not closed"),
+        ("log.json", b'[{"user": 1, "item": 2}, {"user": 1, "item": 3}]', "is one JSON array; write each"),
+        ("log.json", b'[\n {"user": 1, "item": 2},\n {"user": 1, "item": 3}\n]', "is one JSON array; write each"),
         ("log.csv", b"user,item,timestamp\nu,\xff\xfe,1\nu,a,2\n", "line 2.*(unicode|utf-8)"),
         ("log.parquet", b"PAR1 and then nothing", "not a readable Parquet file"),
         ("log.duckdb", b"12345678DUCK and then nothing", "cannot be read"),
         ("log.jsonl", b'{"user": 1, "item": 2, "timestamp": 3}\n{"user": 1\n', "line 2"),
         ("log.jsonl", b'{"user": 1, "item": 2, "timestamp": 3}\n{"user" 1}\n{"user": 1}', "line 2"),
+        ("log.jsonl", b'{"user": 1, "item": 2, "timestamp": 3}\n[1, 2]\n', "line 2 is not a JSON object"),
         ("log.jsonl", b'{"user": 1, "user": 2, "item": 2, "timestamp": 3}\n', "column 'user' twice"),
         ("log.jsonl", b"[1, 2]\n", "no column"),
         ("log.txt", b"1 2\n1 3 4\n", "line 2 has 3 fields|has the user"),
@@ -359,6 +369,128 @@ def test_files_that_are_something_else(name: str, content: bytes, sentence: str,
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"(?i){re.escape(str(path))}.*({sentence})"):
         Interactions.read(path, "user-item" if name.endswith(".txt") else "auto")
+
+
+@pytest.mark.parametrize(
+    ("swallowed", "later"),
+    [(1000, ""), (1000, 'u,"z",3\n'), (1000, 'u,"y\ny",3\n'), (200_000, 'u,z",3\n'), (200_000, "")],
+)
+def test_a_quote_that_is_not_closed_never_swallows_rows(swallowed: int, later: str, tmp_path: Path) -> None:
+    """DuckDB leaves out all it swallowed, up to the next quote, the end or 2 MB, and calls that one line."""
+    rows = [f"u{row % 9},i{row % 7},{row}\n" for row in range(swallowed)]
+    path = tmp_path / "log.csv"
+    path.write_text("".join(["user,item,timestamp\n", *rows[:500], 'u,"a,1\n', *rows, later, *rows[:500]]))
+    for on_error in ("fail", "drop"):
+        with pytest.raises(DataError, match=r"log\.csv, line 502 opens a quote that is not closed"):
+            Interactions.read(path, on_error=on_error)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("line", "dropped"),
+    [
+        (b'u,"a\nb\nc",1,2\n', {"malformed line": 3}),  # one record of three lines and a field too many
+        (b'u,"a"b,1\nu,c\n', {"malformed line": 2}),
+        (b"u,\xe9,1\n", {"text that is not UTF-8": 1}),
+    ],
+)
+def test_every_line_that_is_left_out_counts(line: bytes, dropped: dict[str, int], tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"user,item,timestamp\nu,a,1\n" + line + b"u,b,2\nu,c,3\n")
+    interactions = Interactions.read(path, on_error="drop")
+    assert len(interactions) == 3
+    assert interactions.dropped == dropped
+
+
+def test_a_log_of_which_every_row_is_dropped_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"user,item,timestamp\n" + b"u,\xe9,1\n" * 50)
+    with pytest.raises(DataError, match=r"no usable row: all were dropped \(50 for text that is not UTF-8\)"):
+        Interactions.read(path, on_error="drop")
+    path.write_text("user,item,timestamp\nu,,1\nu,a\n,b,3\n")
+    with pytest.raises(DataError, match=r"\(1 for malformed line, 1 for user: missing, 1 for item: missing\)"):
+        Interactions.read(path, on_error="drop")
+
+
+def test_lines_of_json_that_are_no_object_are_malformed(tmp_path: Path) -> None:
+    path = as_json_lines(tmp_path)
+    path.write_text(path.read_text() + '\n[1, 2]\n3\n"x"\nnull\n{"user": 1\n{"item": "a"}\n')
+    interactions = Interactions.read(path, on_error="drop")
+    assert interactions.dropped == {"malformed line": 5, "user: missing": 1}
+    assert sequences_of(interactions.prepare()) == SEQUENCES
+
+
+def test_columns_that_differ_in_case_alone(tmp_path: Path) -> None:
+    rows = [("X", *event) for event in EVENTS]
+    path = write_csv(tmp_path / "log.csv", rows, "User,user,item,timestamp")
+    assert sequences_of(Interactions.read(path).prepare()) == SEQUENCES
+    frame = pd.read_csv(path)
+    frame.to_json(tmp_path / "log.jsonl", orient="records", lines=True)
+    assert sequences_of(Interactions.read(tmp_path / "log.jsonl").prepare()) == SEQUENCES
+    assert sequences_of(Interactions.from_table(frame).prepare()) == SEQUENCES
+    frame.to_parquet(tmp_path / "log.parquet")  # DuckDB would take the first of them
+    with pytest.raises(DataError, match=r"log\.parquet has columns that differ in case alone \(User, user\)"):
+        Interactions.read(tmp_path / "log.parquet")
+    assert (
+        len(Interactions.read(tmp_path / "log.parquet", user_column="item", time_column=None, item_column="timestamp"))
+        == 12
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_an_id_with_a_zero_byte_is_refused(suffix: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"user": "u", "item": [f"i{row}" for row in range(20_000)] + ["i\0z"]})
+    path = tmp_path / f"log{suffix}"
+    write = {".csv": frame.to_csv, ".parquet": frame.to_parquet}.get(suffix)
+    write(path, index=False) if write else frame.to_json(path, orient="records", lines=True)
+    with pytest.raises(DataError, match=r"The item id 'i\\x00z' holds a zero byte"):
+        Interactions.read(path, time_column=None).prepare()
+
+
+def test_a_file_that_is_no_duckdb_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"log\.csv is no DuckDB file"):
+        Interactions.read(as_csv(tmp_path), "duckdb")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"on_error": "ignore"}, "on_error is 'ignore'; it has to be 'fail' or 'drop'"),
+        ({"ids": "int"}, "ids is 'int'; it has to be 'auto' or 'text'"),
+        ({"engine": "polars"}, "engine is 'polars'; it has to be 'duckdb' or 'spark'"),
+        ({"threads": -1}, "threads is -1; it has to be a whole number of 1 or more"),
+        ({"threads": "2"}, "threads is '2'"),
+        ({"item_column": "user"}, "'user' is named for the user and for the item; .* --item-column"),
+        ({"time_column": "item"}, "'item' is named for the item and for the time; .* --time-column"),
+        ({"session_column": "user"}, "'user' is named for the user and for the session"),
+        ({"items": 5}, "the item table cannot be taken as a table"),
+    ],
+)
+def test_arguments_that_do_not_fit(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=sentence):
+        Interactions.read(as_csv(tmp_path), **options)
+    if "engine" not in options:
+        with pytest.raises(DataError, match=sentence):
+            Interactions.from_table(pa.table(COLUMNS), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"seed": -1, "split": "user-split"}, "seed is -1; it has to be a whole number of 0 or more"),
+        ({"k_core": "5"}, "k_core is '5'; it has to be a whole number"),
+        ({"k_core": 2.5}, "k_core is 2.5; it has to be a whole number"),
+        ({"min_length": 1.5}, "min_length is 1.5; it has to be a whole number"),
+        ({"max_length": 2.5}, "max_length is 2.5; it has to be a whole number of 1 or more"),
+        ({"valid_users": 1.5}, "valid_users is 1.5; it has to be a whole number"),
+        ({"min_rating": "3"}, "min_rating is '3'; it has to be a number"),
+        ({"quantiles": (0.5, 0.6)}, "Cuts go with the split global-time alone"),
+        ({"quantiles": (0.5, 0.6), "split": "user-split"}, "Cuts go with the split global-time alone"),
+    ],
+)
+def test_arguments_of_prepare_that_do_not_fit(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        Interactions.from_table(pa.table(COLUMNS)).prepare(**options)
+    assert Interactions.from_table(pa.table(COLUMNS)).prepare(k_core=np.int64(2), seed=np.int32(3)).num_users
 
 
 def test_places_that_are_no_log(tmp_path: Path) -> None:
@@ -426,6 +558,34 @@ def test_item_descriptions(tmp_path: Path) -> None:
         Interactions.read(log, items=items, items_id="title").prepare()
     with pytest.raises(DataError, match="does not exist"):
         Interactions.read(log, items=tmp_path / "none.csv").prepare()
+    with pytest.raises(DataError, match="is a folder; --items needs a file"):
+        Interactions.read(log, items=tmp_path).prepare()
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pl.LazyFrame, pa.table])
+def test_items_may_be_described_by_any_table(make: Any, tmp_path: Path) -> None:
+    items = make({"key": ["a", "b"], "title": ["Alpha", "Beta"]})
+    for interactions in (
+        Interactions.read(as_csv(tmp_path), items=items, items_id="key"),
+        Interactions.from_table(pa.table(COLUMNS), items=items, items_id="key"),
+    ):
+        dataset = interactions.prepare()
+        assert [dataset.catalog.title(item) for item in (1, 2, 3)] == ["Alpha", "Beta", "c"]
+
+
+def test_an_item_of_which_nothing_but_the_id_is_told_is_not_described(tmp_path: Path) -> None:
+    items = tmp_path / "things.csv"
+    items.write_text("item,title,genres\na,Alpha,\nb,,x|y\nc,,\nd, ,\n")
+    report = Interactions.read(as_csv(tmp_path), items=items).prepare().manifest["provenance"]["items"]
+    assert report == {"source": str(items), "described": 2, "not_described": 3}
+
+
+@pytest.mark.parametrize("broken", ['b,"Beta\n', 'b,"Beta\n\nc,"Gamma"\n', 'b,"Be"ta\n'])
+def test_a_quote_that_is_not_closed_swallows_no_items(broken: str, tmp_path: Path) -> None:
+    items = tmp_path / "things.csv"
+    items.write_text('item,title\n\na,"Alpha,\nthe first"\n' + broken + "d,Delta\n")
+    with pytest.raises(DataError, match=r"things\.csv, line 5 cannot be read .*; close the quotes that are open"):
+        Interactions.read(as_csv(tmp_path), items=items).prepare()
 
 
 def test_the_manifest_says_where_it_came_from(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import gzip
 import os
 import subprocess
 import sys
@@ -10,11 +12,46 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 
 from forethought.data.interactions import Interactions
 from forethought.data.workspace import Workspace
+from forethought.errors import ArtefactError
 from tests.data.logs import SEQUENCES, sequences_of, write_csv
+
+
+@pytest.mark.parametrize("room", ["4k", "64k", "1m"])  # for the database, for its first rows, for the log
+def test_a_full_scratch_disk_is_not_blamed_on_the_log(
+    room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(scratch)], capture_output=True
+    ).returncode == 0  # fmt: skip
+    if not mounted:
+        pytest.skip("a small disk can be mounted by root only")
+    random = np.random.default_rng(0)
+    table = pa.table({name: random.integers(0, 10**6, 200_000) for name in ("user", "item", "timestamp")})
+    pyarrow.csv.write_csv(table, tmp_path / "log.csv")
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes(), 1))
+    pq.write_table(table, tmp_path / "log.parquet")
+    table.to_pandas().to_json(tmp_path / "log.jsonl", orient="records", lines=True)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    (tmp_path / "log.txt").write_text((tmp_path / "log.csv").read_text().replace(",", "  "))
+    try:
+        for name in ("log.csv", "log.csv.gz", "log.parquet", "log.jsonl", "log.txt"):
+            form = "user-sequence" if name == "log.txt" else "auto"
+            with pytest.raises(ArtefactError, match=r"^Working space ran out \(.*\); free .* or set TMPDIR") as full:
+                Interactions.read(tmp_path / name, form, threads=1)
+            assert name not in str(full.value)
+            del full
+            gc.collect()
+            assert list(scratch.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(scratch)], check=True)
+
 
 # DuckDB has 20 MB, the disk 40 MB: neither 4 million rows in memory nor the spilled rest have room.
 FULL_SCRATCH = """

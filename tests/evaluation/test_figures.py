@@ -53,6 +53,14 @@ def test_one_w_one_step_and_a_zero_probability_are_drawn():
     assert "<path" in to_svg(draw_growing([2.0], [1.0], chances, TITLES, TITLES[3]), "one step")
 
 
+@pytest.mark.filterwarnings("error")
+def test_titles_in_a_script_that_the_font_has_not_are_no_reason_for_warnings(tmp_path):
+    levels, chances = growing()
+    png, page = write_growing(tmp_path / "growing", (0.0, 1.0, 2.0), levels, chances, [f"音楽 {i}" for i in range(30)])
+    assert png.is_file()
+    assert "音楽" in page.read_text()
+
+
 def test_shapes_that_do_not_fit_are_refused():
     levels, chances = growing()
     with pytest.raises(ValueError, match="2 w, 6 levels, 30 titles"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from forethought.training.checkpoints import checkpoints, publish, seal, verify
 def write(folder: Path, step: int) -> Path:
     scratch = folder / f".checkpoint-{step}.part"
     scratch.mkdir(parents=True)
-    (scratch / "weights").write_bytes(bytes([step]) * 1000)
+    (scratch / "config.json").write_text("{}")
+    (scratch / "model.safetensors").write_bytes(bytes([step]) * 1000)
     seal(scratch)
     return scratch
 
@@ -32,7 +34,7 @@ class Killed(BaseException):
     """Stands for the end of the process at one system call."""
 
 
-@pytest.mark.parametrize("calls", range(10))
+@pytest.mark.parametrize("calls", range(12))
 def test_whatever_call_is_the_last_a_whole_checkpoint_remains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ):
@@ -52,8 +54,8 @@ def test_whatever_call_is_the_last_a_whole_checkpoint_remains(
     with monkeypatch.context() as patch:
         for name in ("rename", "unlink", "rmdir"):
             patch.setattr(f"os.{name}", dying(getattr(os, name)))
-        with pytest.raises(Killed) if calls < 9 else contextlib.nullcontext():
-            publish(write(tmp_path, 3), tmp_path, 3, 3)  # one checkpoint comes, two go: nine calls
+        with pytest.raises(Killed) if calls < 11 else contextlib.nullcontext():
+            publish(write(tmp_path, 3), tmp_path, 3, 3)  # one checkpoint comes, two go: eleven calls
     found = checkpoints(tmp_path)
     assert max(found) in (2, 3)
     for path in found.values():
@@ -69,12 +71,23 @@ def test_half_written_checkpoints_are_not_found(tmp_path: Path):
     assert checkpoints(tmp_path / "absent") == {}
 
 
+WEIGHTS = "model.safetensors"
+
+
+def forget(folder: Path, name: str) -> None:
+    files = json.loads((folder / "files.json").read_text())
+    del files[name]
+    (folder / "files.json").write_text(json.dumps(files))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "weights").write_bytes(bytes([1]) * 999 + b"x"), "weights is not what was written"),
-        (lambda folder: (folder / "weights").write_bytes(bytes([1]) * 500), "weights is not what was written"),
-        (lambda folder: (folder / "weights").unlink(), "weights is missing"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(bytes([1]) * 999 + b"x"), f"{WEIGHTS} is not what was written"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(bytes([1]) * 500), f"{WEIGHTS} is not what was written"),
+        (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
+        (lambda folder: (folder / "files.json").write_text("{}"), "files.json does not name config.json"),
+        (lambda folder: forget(folder, WEIGHTS), f"files.json does not name {WEIGHTS}"),
         (lambda folder: (folder / "files.json").unlink(), "files.json cannot be read"),
         (lambda folder: (folder / "files.json").write_text("[1]"), "files.json cannot be read"),
         (lambda folder: (folder / "files.json").write_text("{"), "files.json cannot be read"),

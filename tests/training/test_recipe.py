@@ -68,6 +68,8 @@ def test_what_is_saved_loads_equal(tmp_path: Path):
         ("model: {type: sasrec, hiden_size: 3}", "no key model.hiden_size; did you mean model.hidden_size?"),
         ("model: {type: sasrec, hidden_size: big}", "model.hidden_size is 'big'; it has to be a whole number"),
         ("model: {type: sasrec, hidden_size: 3.5}", "model.hidden_size is 3.5; it has to be a whole number"),
+        ("model: {type: sasrec, dropout: .nan}", "model.dropout is nan; it has to be a number"),
+        ("model: {type: sasrec}\ntraining: {learning_rate: .nan}", "training.learning_rate is nan; it has to be a num"),
         ("model: {type: sasrec, norm: post}", "model.norm is 'post'; it has to be 'pre' or 'original'"),
         ("model: {type: sasrec, num_items: 3}", "model.num_items is read from the data"),
         ("model: {type: sasrec, is_encoder_decoder: true}", "no key model.is_encoder_decoder"),

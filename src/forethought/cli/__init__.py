@@ -47,6 +47,7 @@ EPILOG = "'forethought COMMAND --help' tells the options of a command."
 
 COMMANDS = ("data", "train", "evaluate", "compare", "recommend", "grow", "tune", "demo")
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _PLACE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 
 
@@ -55,6 +56,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         hint = f"see '{self.prog} --help'."
+        message = printable(message)
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if choice is not None:
             near = difflib.get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), n=1)
@@ -91,8 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"forethought: error: {message}", file=sys.stderr)
+    print(f"forethought: error: {printable(message)}", file=sys.stderr)
     return code
+
+
+def printable(text: str) -> str:
+    """The text with what would steer a terminal, or cannot be written at all, spelled out as ``\\x1b`` is."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,11 +26,12 @@ from rich.progress import (
 from forethought.data.download import SOURCES
 from forethought.data.formats import FORMATS
 from forethought.data.splitting import SPLITS
+from forethought.errors import DataError
 
 
 def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     """Add ``data prepare``, ``data check`` and ``data download`` to the command line."""
-    parser = subparsers.add_parser("data", help="prepare, check or download interaction logs")
+    parser = subparsers.add_parser("data", allow_abbrev=False, help="prepare, check or download interaction logs")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_prepare(commands, common)
     _add_check(commands, common)
@@ -39,11 +40,11 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def _add_prepare(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
-        "prepare", parents=[common], help="clean and split a log into a folder that models train on"
+        "prepare", parents=[common], allow_abbrev=False, help="clean and split a log into a folder that models train on"
     )
     parser.add_argument("path", metavar="PATH", help="file, folder of a data set, or bundled:movielens-latest-small")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--replace", action="store_true", help="overwrite DIR")
+    parser.add_argument("--replace", action="store_true", help="overwrite DIR, an empty folder or a prepared one")
     parser.add_argument("--name", help="what to call the data set")
     _add_reading(parser)
     cleaning = parser.add_argument_group("cleaning, in this order")
@@ -58,7 +59,7 @@ def _add_prepare(commands: Any, common: argparse.ArgumentParser) -> None:
     splitting = parser.add_argument_group("splitting")
     splitting.add_argument("--split", choices=SPLITS, help="default: the split of the source, or leave-one-out")
     splitting.add_argument(
-        "--cuts", type=float, nargs=2, default=(0.8, 0.9), metavar=("A", "B"),
+        "--cuts", type=float, nargs=2, metavar=("A", "B"),
         help="global-time: shares of events before validation and before test (default 0.8 0.9)",
     )  # fmt: skip
     splitting.add_argument(
@@ -70,11 +71,12 @@ def _add_prepare(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _add_check(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
-        "check", parents=[common], help="the data doctor: ties, duplicates, leaks, cold targets, popularity"
-    )
+        "check", parents=[common], allow_abbrev=False,
+        help="the data doctor: ties, duplicates, leaks, cold targets, popularity",
+    )  # fmt: skip
     parser.add_argument("path", metavar="PATH", help="prepared folder, or a log as for 'data prepare'")
     parser.add_argument("--json", metavar="FILE", help="write the report there too")
-    parser.add_argument("--figure", metavar="FILE", help="draw it (PNG)")
+    parser.add_argument("--figure", metavar="FILE", help="draw it (PNG, PDF or SVG, by its suffix)")
     _add_reading(parser)
     parser.add_argument("--split", choices=SPLITS, help="of a log; default: the split of the source, or leave-one-out")
     parser.set_defaults(run=check)
@@ -82,12 +84,16 @@ def _add_check(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _add_download(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
-        "download", parents=[common], help="fetch a public data set and check its SHA-256",
-        epilog="Data sets: " + ", ".join(SOURCES) + ". Each keeps the terms of its owners.",
+        "download", parents=[common], allow_abbrev=False, help="fetch a public data set and check its SHA-256",
+        epilog="Data sets: " + ", ".join(SOURCES) + ". Each keeps the terms of its owners. The SHA-256 is known of "
+        + ", ".join(name for name, source in SOURCES.items() if source.sha256) + "; the others need --sha256 or "
+        "--accept-unverified.",
     )  # fmt: skip
-    parser.add_argument("name", metavar="NAME", help="one of those below, or any name with --url")
+    parser.add_argument("name", metavar="NAME", help="one of those below, or any name with --url or --path")
     parser.add_argument("--out", metavar="DIR", help="folder to make (default: NAME)")
-    parser.add_argument("--url", help="fetch it from there")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", help="fetch it from there")
+    where.add_argument("--path", metavar="FILE", help="take the file that was fetched already, or the folder it is in")
     parser.add_argument("--sha256", metavar="HEX", help="digest to expect where none is known")
     parser.add_argument("--accept-unverified", action="store_true", help="go without a digest")
     parser.add_argument(
@@ -135,7 +141,7 @@ def _read(args: argparse.Namespace) -> Any:
 @contextlib.contextmanager
 def working(quiet: bool, title: str) -> Iterator[Callable[[str], None]]:
     """A spinner on standard error that says what is being done and for how long; yields how to change its text."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(title, total=None)
@@ -144,10 +150,9 @@ def working(quiet: bool, title: str) -> Iterator[Callable[[str], None]]:
 
 def prepare(args: argparse.Namespace) -> None:
     """Read, clean, split and write a log; print what became of it."""
-    from forethought.atomic import refuse_existing
+    from forethought.data.dataset import check_place
 
-    if not args.replace:
-        refuse_existing(args.out, "choose another folder or overwrite it with --replace")
+    check_place(args.out, args.replace, "choose another folder or overwrite it with --replace")
     with working(args.quiet, f"Preparing {args.path}") as say:
         say("reading")
         interactions = _read(args)
@@ -155,26 +160,26 @@ def prepare(args: argparse.Namespace) -> None:
         dataset = interactions.prepare(
             args.out, split=args.split, min_rating=args.min_rating, duplicates=args.duplicates, k_core=args.k_core,
             min_length=args.min_length, max_length=args.max_length, seed=args.seed or 0,
-            quantiles=tuple(args.cuts), valid_users=args.valid_users, name=args.name, replace=args.replace,
-            command=command, progress=say,
+            quantiles=args.cuts and tuple(args.cuts), valid_users=args.valid_users, name=args.name,
+            replace=args.replace, command=command, progress=say,
         )  # fmt: skip
     manifest = dataset.manifest
     counts = manifest["counts"]
-    console = Console(soft_wrap=True)
     for reason, number in manifest["dropped"].items():
-        console.print(f"dropped {number:,} rows ({reason})", highlight=False)
+        print(f"dropped {number:,} rows ({reason})")
     for rule in manifest["rules"]:
         if "before" in rule:
             gone = rule["before"]["events"] - rule["after"]["events"]
             remain = rule["after"]["events"]
-            console.print(f"{rule['rule']}: {gone:,} events left out, {remain:,} remain", highlight=False)
-    console.print(
+            print(f"{rule['rule']}: {gone:,} events left out, {remain:,} remain")
+    print(
         f"{args.out}: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events; "
-        f"{manifest['protocol']}: {counts['valid']:,} validation and {counts['test']:,} test cases",
-        highlight=False,
+        f"{manifest['protocol']}: {counts['valid']:,} validation and {counts['test']:,} test cases"
     )
     if counts["users_without_target"]:
-        console.print(f"{counts['users_without_target']:,} users have too few events to be tested", highlight=False)
+        forecast = manifest["protocol"] == "global-time"
+        reason = "no event after a cut that has one before it" if forecast else "too few events to be tested"
+        print(f"{counts['users_without_target']:,} users have {reason}")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -183,9 +188,15 @@ def check(args: argparse.Namespace) -> None:
     from forethought.data.dataset import Dataset
     from forethought.data.doctor import check as examine
 
+    prepared = (Path(args.path) / "manifest.json").is_file()
+    if prepared and args.split:
+        raise DataError(f"{args.path} is split already; leave --split out, or check the log it was made from.")
+    if args.figure:
+        from forethought.data.doctor_figure import check_kind, draw
+
+        check_kind(args.figure)
     with working(args.quiet, f"Checking {args.path}") as say:
         say("reading")
-        prepared = (Path(args.path) / "manifest.json").is_file()
         dataset = (
             Dataset.open(args.path, verify=True)
             if prepared
@@ -194,8 +205,6 @@ def check(args: argparse.Namespace) -> None:
         say("examining")
         report = examine(dataset)
         if args.figure:
-            from forethought.data.doctor_figure import draw
-
             say("drawing")
             draw(report, dataset, args.figure)
     if args.json:
@@ -203,7 +212,7 @@ def check(args: argparse.Namespace) -> None:
             scratch.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     if args.figure:
         print(f"Figure: {args.figure}")
-    console = Console()
+    console = Console(emoji=False)
     console.print(report.table())
     for finding in report.findings:
         console.print(f"[yellow]•[/yellow] {finding}", highlight=False)
@@ -217,7 +226,7 @@ def download(args: argparse.Namespace) -> None:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         *columns,
         console=console,
         transient=True,
@@ -225,7 +234,7 @@ def download(args: argparse.Namespace) -> None:
     ) as progress:
         task = progress.add_task(f"Fetching {args.name}", total=None)
         folder = fetch(
-            args.name, out, url=args.url, sha256=args.sha256, accept_unverified=args.accept_unverified,
+            args.name, out, url=args.url, path=args.path, sha256=args.sha256, accept_unverified=args.accept_unverified,
             timeout=args.timeout, progress=lambda done, total: progress.update(task, completed=done, total=total),
         )  # fmt: skip
     source = SOURCES.get(args.name)

@@ -80,7 +80,7 @@ def print_evaluation(evaluation: Evaluation, shown: list[str]) -> None:
         f"{evaluation.users:,} users, {evaluation.num_items:,} items · fingerprint {evaluation.fingerprint[:12]} · "
         f"{evaluation.unreachable:,} targets stand in their user's history · {evaluation.seconds:.2f} s"
     )
-    console.print(facts, style="dim", highlight=False, markup=False)
+    console.print(facts, style="dim", highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
@@ -93,6 +93,8 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
     if quiet or not console.is_terminal:
         yield None
         return
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True
+    ) as bar:
         task = bar.add_task("", total=None)
         yield lambda name, done: bar.update(task, description=f"evaluating {name}  {done:,} cases")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from typing import Any
+
+STRONGEST = 1000.0  # guidance; far beyond what means anything, and well within what can be computed
 
 
 def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -20,7 +23,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN", help="a run folder of a PreferGrow model")
     parser.add_argument("--user", required=True, metavar="ID", help="the user's own id")
     parser.add_argument(
-        "--guidance", type=float, nargs="+", default=[0.0, 1.0, 3.0], metavar="W",
+        "--guidance", type=_strength, nargs="+", default=[0.0, 1.0, 3.0], metavar="W",
         help="strengths, a panel each: 0 ignores the user, 1 is the model as trained (default 0 1 3)",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, metavar="T", help="growing steps; by default the model's")
@@ -47,3 +50,13 @@ def run(options: argparse.Namespace) -> None:
     command = shlex.join(["forethought", *sys.argv[1:]])
     for path in draw_user(opened, options.user, growing, options.out, command):
         print(path)
+
+
+def _strength(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not abs(number) <= STRONGEST:
+        raise argparse.ArgumentTypeError(f"{text} is no number between -{STRONGEST:g} and {STRONGEST:g}")
+    return number

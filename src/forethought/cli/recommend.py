@@ -40,7 +40,9 @@ def run(options: argparse.Namespace) -> None:
     opened = Run.open(options.path, options.device)
     if options.history is not None:
         rows = csv.reader(io.StringIO(options.history), skipinitialspace=True)
-        history = [part.strip() for row in rows for part in row if part.strip()]
+        parts = [part for row in rows for part in row if part.strip()]
+        spaced = {part for part in parts if part.strip() not in opened.catalog and part in opened.catalog}
+        history = [part if part in spaced else part.strip() for part in parts]
         best = opened.recommend(history, options.k, not options.include_seen, options.chains, options.seed or 0)
     else:
         best = opened.recommend_user(
@@ -51,8 +53,12 @@ def run(options: argparse.Namespace) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from forethought.cli import printable
 
     table = Table("", "id", "title", "score", box=None)
     for place, item in enumerate(best, start=1):
-        table.add_row(str(place), str(item.id), item.title, f"{item.score:.4f}")
+        own, title = (Text(printable(str(text))) for text in (item.id, item.title))  # brackets are no markup here
+        table.add_row(str(place), own, title, f"{item.score:.4f}")
     Console().print(table)

@@ -31,6 +31,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from forethought.recommenders.tuning import tune
@@ -42,7 +43,9 @@ def run(options: argparse.Namespace) -> None:
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
         )
         result = f"{outcome:.4f}" if isinstance(outcome, float) else outcome
-        console.print(f"trial {number}  {words}  [bold]{result}[/bold]", highlight=False, soft_wrap=True)
+        console.print(
+            f"trial {number}  {escape(words)}  [bold]{escape(result)}[/bold]", highlight=False, soft_wrap=True
+        )
 
     found = tune(
         options.recipe,
@@ -60,6 +63,6 @@ def run(options: argparse.Namespace) -> None:
         *best[0], title=f"best of {len(found.trials)} by validation {found.recipe.training.select_by}", box=None
     )
     for row in best:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     Console().print(table)
     print(found.path / "recipe.yaml")

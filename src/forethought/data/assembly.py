@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from forethought.data.catalog import Catalog
 from forethought.data.dataset import Dataset, Sequences
-from forethought.data.splitting import Positions, Split, given_split, global_time, leave_one_out, user_split
+from forethought.data.splitting import CUTS, Positions, Split, given_split, global_time, leave_one_out, user_split
 from forethought.errors import DataError
 
 
@@ -22,7 +22,7 @@ def assemble(
     split: Split | None = None,
     *,
     seed: int = 0,
-    quantiles: tuple[float, float] = (0.8, 0.9),
+    quantiles: tuple[float, float] | None = None,
     valid_users: int | None = None,
     parts: npt.NDArray[np.int64] | None = None,
     name: str = "data",
@@ -40,7 +40,7 @@ def assemble(
         described: one row an item with ``id`` and, where known, ``title``, ``categories``, ``text``.
         split: the protocol; None takes the given ``parts``, or else ``"leave-one-out"``.
         seed: of what is drawn by the split.
-        quantiles: of the global-time cuts.
+        quantiles: of the global-time cuts; 0.8 and 0.9 by default.
         valid_users: of leave-one-out, how many users have a validation case; all by default.
         parts: int64 ``[users]``: 0 training, 1 validation, 2 test.
         name, tie_rule, rules, provenance, dropped, actions: for the manifest.
@@ -82,13 +82,15 @@ def _split(
     sequences: Sequences,
     split: Split | None,
     seed: int,
-    quantiles: tuple[float, float],
+    quantiles: tuple[float, float] | None,
     valid_users: int | None,
     parts: npt.NDArray[np.int64] | None,
 ) -> tuple[Split, Positions]:
     came_split = split is None and parts is not None
     if valid_users is not None and (came_split or split not in (None, "leave-one-out")):
         raise DataError("A number of validation users goes with the split leave-one-out alone.")
+    if quantiles is not None and (came_split or split != "global-time"):
+        raise DataError("Cuts go with the split global-time alone.")
     if split is None and parts is not None:
         return "user-split", given_split(sequences.offsets, parts)
     if split == "user-split":
@@ -96,5 +98,5 @@ def _split(
     if split == "global-time":
         if sequences.times is None:
             raise DataError("The split global-time needs times; name the time column with --time-column.")
-        return split, global_time(sequences.offsets, sequences.times, quantiles)
+        return split, global_time(sequences.offsets, sequences.times, quantiles or CUTS)
     return "leave-one-out", leave_one_out(sequences.offsets, valid_users, seed)

@@ -31,6 +31,9 @@ class Catalog:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    def __contains__(self, own_id: object) -> bool:
+        return str(own_id) in self._by_id()
+
     @property
     def ids(self) -> pa.Array:
         """The items' own ids; row r is item r + 1."""
@@ -43,15 +46,18 @@ class Catalog:
         Raises:
             DataError: the id is not in the catalogue.
         """
-        if self._rows is None:
-            self._rows = {str(value): row for row, value in enumerate(self.ids.to_pylist())}
-        row = self._rows.get(str(own_id))
+        row = self._by_id().get(str(own_id))
         if row is None:
             example = ", ".join(str(value) for value in self.ids[:3].to_pylist())
             raise DataError(
                 f"Item {own_id!r} is not in the catalogue of {len(self)} items; its ids look like {example}."
             )
         return row + 1
+
+    def _by_id(self) -> dict[str, int]:
+        if self._rows is None:
+            self._rows = {str(value): row for row, value in enumerate(self.ids.to_pylist())}
+        return self._rows
 
     def encode(self, own_ids: Iterable[object]) -> npt.NDArray[np.int64]:
         """Own ids to items 1..N; int64 of the same length."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import ibis
 import ibis.expr.types as ir
 
+from forethought.data.arguments import check_whole
 from forethought.errors import DataError
 
 Duplicates = Literal["keep", "first", "last", "consecutive", "exact"]
@@ -43,11 +45,12 @@ class Rules:
     def __post_init__(self) -> None:
         if self.duplicates not in POLICIES:
             raise DataError(f"There is no duplicate policy {self.duplicates!r}; choose {', '.join(POLICIES)}.")
-        for name in ("k_core", "min_length"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} is {getattr(self, name)}; it has to be 0 (off) or more.")
-        if self.max_length is not None and self.max_length < 1:
-            raise DataError(f"max_length is {self.max_length}; it has to be 1 or more, or left out.")
+        check_whole("k_core", self.k_core)
+        check_whole("min_length", self.min_length)
+        if self.max_length is not None:
+            check_whole("max_length", self.max_length, least=1)
+        if self.min_rating is not None and not isinstance(self.min_rating, Real):
+            raise DataError(f"min_rating is {self.min_rating!r}; it has to be a number.")
 
 
 def order_of(table: ir.Table) -> tuple[list[str], str]:

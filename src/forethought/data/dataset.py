@@ -18,12 +18,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forethought.atomic import atomic_folder
+from forethought.atomic import atomic_folder, refuse_existing
 from forethought.data.catalog import Catalog
-from forethought.errors import DataError
+from forethought.data.splitting import SPLITS
+from forethought.errors import ArtefactError, DataError
 
 FORMAT = "forethought.dataset"
 VERSION = 1
+COUNTS = ("users", "items", "events", "train_events", "valid", "test", "users_without_target")
 _BLOCK = 1 << 22
 SplitName = Literal["train", "valid", "test"]
 Ints = npt.NDArray[np.int64]
@@ -175,7 +177,16 @@ class Dataset:
         return row
 
     def save(self, path: str | os.PathLike[str], *, replace: bool = False) -> Dataset:
-        """Write the folder atomically and return it opened."""
+        """Write the folder atomically and return it opened.
+
+        Args:
+            path: the folder to make.
+            replace: an empty folder or a prepared one may give way to it.
+
+        Raises:
+            ArtefactError: the place is taken or cannot be written.
+        """
+        check_place(path, replace)
         with atomic_folder(path, replace=replace) as scratch:
             arrays = {}
             for name, array in self._arrays().items():
@@ -247,6 +258,9 @@ class Dataset:
                 catalog, users, manifest, path,
             )  # fmt: skip
             protocol, fingerprint = dataset.protocol, dataset.fingerprint
+            _ = [int(manifest["counts"][name]) for name in COUNTS]
+            if protocol not in SPLITS:
+                raise DataError(f"{file} has the protocol {protocol!r}; this forethought knows {', '.join(SPLITS)}.")
         except DataError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError) as error:
@@ -282,3 +296,38 @@ class Dataset:
             whole = whole and self.sequences.items.min() >= 1 and self.sequences.items.max() <= self.num_items
         if not whole:
             raise DataError(f"{self.path} is damaged (its arrays contradict each other); prepare the data again.")
+
+
+def check_place(
+    path: str | os.PathLike[str], replace: bool, advice: str = "choose another folder or remove it first"
+) -> None:
+    """Stop before the work is begun where a prepared folder has no place.
+
+    Args:
+        path: the folder to make.
+        replace: it may take the place of an empty folder or of a prepared one, and of nothing else.
+        advice: what can be done where it exists and is not to be replaced.
+
+    Raises:
+        ArtefactError: the place is taken.
+    """
+    path = Path(path)
+    if not replace:
+        refuse_existing(path, advice)
+    elif path.exists() and Path.cwd().is_relative_to(path.resolve()):
+        raise ArtefactError(f"{path} is the folder that this runs in, so it is not replaced; run it from elsewhere.")
+    elif path.exists() and not _may_go(path):
+        raise ArtefactError(
+            f"{path} is neither an empty folder nor a prepared data folder, so it is not replaced; "
+            "choose another folder or remove it first."
+        )
+
+
+def _may_go(path: Path) -> bool:
+    if path.is_dir() and not any(path.iterdir()):
+        return True
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT

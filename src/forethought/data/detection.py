@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from ast import literal_eval
 from pathlib import Path
 
@@ -10,7 +11,11 @@ from forethought.data.files import find_delimiter, head_lines, is_python_literal
 from forethought.data.formats import FORMATS, Format, Table
 from forethought.errors import DataError
 
-GENERIC = ("csv", "tsv", "parquet", "jsonl", "duckdb")
+# the names of their files tell nothing, the content does
+GENERIC = (
+    "csv", "tsv", "parquet", "jsonl", "duckdb",
+    "amazon-2018", "amazon-2018-ratings", "amazon-2023", "amazon-2023-ratings",
+)  # fmt: skip
 PARTS = (("user-split-train", "user-split-valid", "user-split-test"), ("train_data", "valid_data", "test_data"))
 
 
@@ -56,26 +61,24 @@ def _in_folder(folder: Path, name: str) -> tuple[Format, Path]:
     found = _matches(folder, forms)
     if not found and name == "auto":
         found = _matches(folder, [FORMATS[generic] for generic in GENERIC])
-    files = {file for _, file in found}
-    if len(files) == 1 and name == "auto":  # the name of the file may fit two formats, its content fits one
-        return _of_file(found[0][1]), found[0][1]
-    if len(found) == 1 or (found and {form.table.layout for form, _ in found} == {"parquet"}):
-        return found[0]
+    if len(found) == 1 or {form.name for form in found.values()} == {"parquet"}:
+        file, form = next(iter(found.items()))
+        return _of_file(file) if name == "auto" else form, file  # a name may fit two formats, the content fits one
     if found:
-        names = ", ".join(f"{file.name} ({form.name})" for form, file in found)
+        names = ", ".join(f"{file.name} ({form.name})" for file, form in found.items())
         raise DataError(f"{folder} holds several data sets: {names}; give one of the files, or choose with --format.")
     kind = "" if name == "auto" else f" of format {name}"
     raise DataError(f"{folder} is not a data set{kind}: no file in it is known.")
 
 
-def _matches(folder: Path, forms: list[Format]) -> list[tuple[Format, Path]]:
-    found: list[tuple[Format, Path]] = []
+def _matches(folder: Path, forms: list[Format]) -> dict[Path, Format]:
+    """Files that may hold the events, each with the first of the formats that its name fits."""
+    items = {file for form in forms for pattern in form.item_files for file in folder.glob(pattern)}
+    found: dict[Path, Format] = {}
     for form in forms:
-        for pattern in form.files:
-            files = sorted(file for file in folder.glob(pattern) if file.is_file())
-            if files:
-                found.extend((form, file) for file in (files if form.name in GENERIC else files[:1]))
-                break
+        for file in sorted(file for pattern in form.files for file in folder.glob(pattern)):
+            if file.is_file() and file not in items:
+                found.setdefault(file, form)
     return found
 
 
@@ -104,6 +107,8 @@ def _of_file(path: Path) -> Format:
     first = lines[0]
     if any(path.name.startswith(f"{stem}.") for stems in PARTS for stem in stems):
         return FORMATS["preferdiff"]
+    if re.match(r"\s*\[\s*(\{|$)", first):
+        raise DataError(f"{path} is one JSON array; write each of its objects on a line of its own (JSON lines).")
     if first.lstrip().startswith("{"):
         return _by_signature(_keys(first), "jsonl")
     if "::" in first:

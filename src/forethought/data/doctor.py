@@ -67,9 +67,11 @@ class Report:
 
     def table(self) -> Table:
         """The report for a terminal."""
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=f"{self.name} · {self.protocol} · {self.fingerprint[:12]}", title_justify="left")
+        title = escape(f"{self.name} · {self.protocol} · {self.fingerprint[:12]}")
+        table = Table(title=title, title_justify="left")
         table.add_column("what")
         table.add_column("value", justify="right")
         for label, value in self._rows():

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from forethought.atomic import atomic_file
 from forethought.data.dataset import Dataset
 from forethought.data.doctor import Report
+from forethought.errors import DataError
 
 _MAIN, _TRAIN, _VALID, _TEST, _GREY = "#2a7f78", "#9ecdc8", "#f2a65a", "#d1495b", "#6b7280"
+
+
+def check_kind(path: str | Path) -> str:
+    """The kind of picture that a file's name asks for; PNG where it has no suffix.
+
+    Raises:
+        DataError: it is none that can be drawn.
+    """
+    kind = Path(path).suffix.lstrip(".").lower() or "png"
+    if kind not in FigureCanvasBase.filetypes:
+        raise DataError(f"{path} is no kind of picture that can be drawn; end its name in .png, .pdf or .svg.")
+    return kind
 
 
 def draw(report: Report, dataset: Dataset, path: str | Path) -> None:
@@ -25,15 +40,19 @@ def draw(report: Report, dataset: Dataset, path: str | Path) -> None:
         path: the PNG (or PDF, SVG) to write.
 
     Raises:
+        DataError: the file's name asks for another kind of picture.
         ArtefactError: the file cannot be written.
     """
+    kind = check_kind(path)
     style: dict[Any, Any] = {
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titleweight": "bold",
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # a name in a script that the font has not is drawn as boxes, which is nothing to tell of
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure = Figure(figsize=(11, 7.5), layout="constrained")
         axes = figure.subplots(2, 2)
         figure.suptitle(
@@ -46,7 +65,7 @@ def draw(report: Report, dataset: Dataset, path: str | Path) -> None:
         _time(axes[1, 0], dataset)
         _shares(axes[1, 1], report)
         with atomic_file(path) as scratch:
-            figure.savefig(scratch, dpi=150, facecolor="white", format=Path(path).suffix.lstrip(".") or "png")
+            figure.savefig(scratch, dpi=150, facecolor="white", format=kind)
 
 
 def _lengths(axis: Any, dataset: Dataset, report: Report) -> None:

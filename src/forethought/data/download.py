@@ -87,6 +87,7 @@ def download(
     out: str | os.PathLike[str],
     *,
     url: str | None = None,
+    path: str | os.PathLike[str] | None = None,
     sha256: str | None = None,
     accept_unverified: bool = False,
     timeout: float = 30.0,
@@ -98,12 +99,13 @@ def download(
     Nothing appears at ``out`` unless the file came whole and its SHA-256 is the expected one.
 
     Args:
-        name: one of :data:`SOURCES`, or any name where ``url`` is given.
+        name: one of :data:`SOURCES`, or any name where ``url`` or ``path`` is given.
         out: the folder to make.
         url: another place to fetch it from.
+        path: the file, fetched already, or the folder it lies in; it is taken in place of fetching, and stays.
         sha256: the digest to expect, 64 hexadecimal digits, where the registry knows none or another one is wanted.
         accept_unverified: go without a digest; the one found is noted in the file SOURCE.
-        timeout: seconds that the server may be silent.
+        timeout: seconds that the server may be silent, up to a day.
         max_bytes: of the file, and of what a zip unpacks to.
         progress: called with the bytes so far and the bytes expected (None where the server does not say).
 
@@ -115,11 +117,15 @@ def download(
         ArtefactError: ``out`` exists or cannot be written.
     """
     source = SOURCES.get(name)
-    if source is None and url is None:
-        raise DataError(f"There is no data set {name!r}; choose {', '.join(SOURCES)}, or give --url.")
-    place = url or (source.url if source else "")
-    if urlsplit(place).scheme not in ("http", "https"):
-        raise DataError(f"{place} is no web address; it has to begin with http:// or https://.")
+    if source is None and url is None and path is None:
+        raise DataError(f"There is no data set {name!r}; choose {', '.join(SOURCES)}, or give --url or --path.")
+    if not 0 < timeout <= 86_400:
+        raise DataError(f"The timeout is {timeout}; it has to be a number of seconds above 0, up to 86400.")
+    address = url or (source.url if source else "")
+    given = None if path is None else _given(Path(path), source)
+    place = address if given is None else str(given)
+    if given is None:
+        _check_address(address)
     expected = (sha256 or (source.sha256 if source else None) or "").lower()
     if expected and not re.fullmatch(r"[0-9a-f]{64}", expected):
         raise DataError(f"{expected!r} is no SHA-256; it has 64 hexadecimal digits.")
@@ -128,17 +134,64 @@ def download(
             f"No SHA-256 is known for {place}; give the one its owners publish with --sha256, "
             "or take the file as it comes with --accept-unverified."
         )
-    file = re.sub(r"[^\w.-]", "_", PurePosixPath(urlsplit(place).path).name) or "data"
+    file = re.sub(r"[^\w.-]", "_", _file_name(address) if given is None else given.name) or "data"
     with atomic_folder(out) as folder:
         target = folder / file
-        found = _fetch(place, target, timeout, max_bytes, progress)
+        if given is None:
+            found = _fetch(address, target, timeout, max_bytes, progress)
+        else:
+            found = _copy(given, target, max_bytes, progress)
         if expected and found != expected:
             raise DataError(f"{place} has the SHA-256 {found}, expected {expected}; nothing was kept.")
         if zipfile.is_zipfile(target):
             _unpack(target, folder, max_bytes)
             target.unlink()
-        (folder / "SOURCE").write_text(_note(place, found, bool(expected), source))
+        (folder / "SOURCE").write_text(_note(given, address, found, bool(expected), source))
     return Path(out)
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isascii()
+        _ = parts.port  # looked at only when it is asked for
+    except ValueError:
+        whole = False
+    if not whole:
+        raise DataError(f"{url} is no web address; it has to look like https://host/file, in ASCII.")
+
+
+def _file_name(url: str) -> str:
+    return PurePosixPath(urlsplit(url).path).name
+
+
+def _given(path: Path, source: Source | None) -> Path:
+    """The file on disk that stands for the one of the registry."""
+    if path.is_dir() and source is not None:
+        path = path / _file_name(source.url)
+    if not path.is_file():
+        found = "is a folder; give the file in it" if path.is_dir() else "does not exist; give the file itself"
+        raise DataError(f"{path} {found}.")
+    return path
+
+
+def _copy(file: Path, target: Path, max_bytes: int, progress: Callable[[int, int | None], None] | None) -> str:
+    """Copy a file; its SHA-256."""
+    total, digest, done = file.stat().st_size, hashlib.sha256(), 0
+    if total > max_bytes:
+        raise DataError(f"{file} is {total:,} bytes, over the limit of {max_bytes:,}; nothing was kept.")
+    try:
+        source = file.open("rb")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+    with source, target.open("wb") as copy:
+        while block := source.read(BLOCK):
+            done += len(block)
+            digest.update(block)
+            copy.write(block)
+            if progress is not None:
+                progress(done, total)
+    return digest.hexdigest()
 
 
 def _fetch(
@@ -192,8 +245,10 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
         raise DataError(f"{archive.name} is a damaged zip file ({error}); nothing was kept.") from error
 
 
-def _note(url: str, digest: str, checked: bool, source: Source | None) -> str:
-    lines = [f"url: {url}", f"sha256: {digest} ({'as expected' if checked else 'as found, not checked'})"]
+def _note(given: Path | None, url: str, digest: str, checked: bool, source: Source | None) -> str:
+    lines = [] if given is None else [f"file: {given.resolve()}"]
+    lines += [f"url: {url}"] if url else []
+    lines += [f"sha256: {digest} ({'as expected' if checked else 'as found, not checked'})"]
     if source is not None:
         lines += [f"terms: {source.terms}", f"format: {source.reader}"]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import re
@@ -44,23 +45,26 @@ def plain(path: Path, workspace: Workspace) -> Path:
 
     Raises:
         DataError: the gzip is truncated or damaged, or the file is empty or binary.
+        ArtefactError: there is no room for the copy.
     """
     refuse_binary(path)
     with path.open("rb") as file:
         if file.read(2) != GZIP:
             return path
     target = workspace.folder / f"unzipped-{path.stem}"
-    with opened(path) as source, target.open("wb") as copy:
+    with workspace.limits(), target.open("wb") as copy, opened(path) as source:
         while block := source.read(1 << 20):
-            with workspace.limits():
+            with workspace.limits():  # what opened() catches it says of the source
                 copy.write(block)
     return target
 
 
 def refuse_binary(path: Path) -> None:
-    """Refuse files that are empty or hold zero bytes, which no text format here has."""
+    """Refuse files that are empty, UTF-16, or hold zero bytes, which no text format here has."""
     with opened(path) as file:
         head = file.read(1 << 16)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path} is UTF-16 text; convert it to UTF-8.")
     if not head.strip():
         raise DataError(f"{path} is empty; it needs at least one line with an event.")
     if b"\0" in head:
@@ -110,9 +114,11 @@ def header(path: Path, table: Table) -> tuple[list[str], str]:
 
 def refuse_twice(source: object, names: Iterable[str]) -> None:
     """Raise a DataError where a column name stands twice."""
+    names = list(names)
     seen: set[str] = set()
     for name in names:
         if name in seen:
+            _refuse_numbers(source, names)
             raise DataError(f"{source} has the column {name!r} twice; rename one of them.")
         seen.add(name)
 
@@ -123,11 +129,21 @@ def require(source: object, names: Iterable[str], columns: Mapping[str, str]) ->
     options = {"time": " (or --time-column none to keep the order of the file)"}
     for role, column in columns.items():
         if column not in names:
+            _refuse_numbers(source, names)
             found = ", ".join(names[:20]) or "none"
             raise DataError(
                 f"{source} has no column {column!r} for the {role}; its columns are {found}; "
                 f"name the right one with --{role}-column{options.get(role, '')}."
             )
+
+
+def _refuse_numbers(source: object, names: list[str]) -> None:
+    """Where columns of a file do not fit and are all called by numbers, its first line is no header."""
+    if isinstance(source, Path) and names and all(name.strip().isdecimal() for name in names):
+        raise DataError(
+            f"{source} begins with {', '.join(names[:20])} and not with names of columns; put a line such as "
+            "user,item,timestamp first, or name a format without one, such as --format user-item."
+        )
 
 
 def is_python_literal(line: str) -> bool:

@@ -37,7 +37,7 @@ class Format:
     Attributes:
         name: what ``--format`` calls it.
         about: one line for the documentation.
-        files: patterns of the file with the events, the first that matches in a folder is read.
+        files: patterns of the file with the events.
         table: how that file is written.
         columns: role (user, item, time, rating, action) to the file's own column name.
         signature: columns in a header that give the format away; empty where the file's name has to.
@@ -128,7 +128,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "amazon-2018",
             "Amazon reviews 2018: <Category>.json.gz or <Category>_5.json.gz (one object a line)",
-            ("*_5.json.gz", "*_5.json"),
+            ("*.json.gz", "*.json"),
             _JSON,
             _REVIEW,
             ("reviewerID", "asin", "overall", "unixReviewTime", "verified"),
@@ -140,7 +140,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "amazon-2018-ratings",
             "Amazon ratings 2018: <Category>.csv, 'item,user,rating,timestamp' without a header",
-            (),
+            ("*.csv", "*.csv.gz"),
             Table("csv", ",", ("item", "user", "rating", "timestamp")),
             {"user": "user", "item": "item", "rating": "rating", "time": "timestamp"},
             item_files=("meta_*.json.gz", "meta_*.json"),
@@ -151,7 +151,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "amazon-2023",
             "Amazon reviews 2023: <Category>.jsonl.gz (times in milliseconds)",
-            (),
+            ("*.jsonl.gz", "*.jsonl"),
             _JSON,
             {"user": "user_id", "item": "parent_asin", "rating": "rating", "time": "timestamp"},
             ("user_id", "parent_asin", "rating", "timestamp", "asin"),
@@ -163,7 +163,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "amazon-2023-ratings",
             "Amazon ratings 2023: <Category>.csv, 'user_id,parent_asin,rating,timestamp' with a header",
-            (),
+            ("*.csv", "*.csv.gz"),
             Table("csv", ","),
             {"user": "user_id", "item": "parent_asin", "rating": "rating", "time": "timestamp"},
             ("user_id", "parent_asin", "rating", "timestamp"),
@@ -204,7 +204,7 @@ FORMATS: dict[str, Format] = {
             {"user": "user_id", "item": "item_id", "rating": "rating", "time": "timestamp"},
             item_files=("*.item",),
             item_table=_ATOMIC,
-            item_columns={"id": "item_id", "title": "title", "categories": "categories"},
+            item_columns={"id": "item_id"},  # the others by their usual names
             optional=("rating", "time"),
         ),
     )

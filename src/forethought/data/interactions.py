@@ -11,11 +11,11 @@ from typing import Any, Literal
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from forethought.atomic import refuse_existing
+from forethought.data.arguments import check_choice, check_whole
 from forethought.data.assembly import assemble
 from forethought.data.bundled import bundled_path
 from forethought.data.cleaning import Duplicates, Rules, clean, order_of
-from forethought.data.dataset import Dataset
+from forethought.data.dataset import Dataset, check_place
 from forethought.data.detection import item_file, locate
 from forethought.data.files import header, refuse_twice, require
 from forethought.data.items import ItemSource, describe
@@ -72,7 +72,7 @@ class Interactions:
         on_error: OnError = "fail",
         engine: Engine = "duckdb",
         ids: Ids = "auto",
-        items: str | os.PathLike[str] | pa.Table | None = None,
+        items: Any = None,
         items_id: str | None = None,
         threads: int | None = None,
     ) -> Interactions:
@@ -88,17 +88,22 @@ class Interactions:
             on_error: ``"fail"`` at the first bad row, or ``"drop"`` and count.
             engine: what cleans and sorts: DuckDB in this process, or Spark.
             ids: ``"text"`` takes ids as text even where they look like numbers.
-            items: a file or table with one row an item; a named format finds its own.
+            items: a file, or a pandas, polars or Arrow table, with one row an item; a named format finds its own.
             items_id: the id column there.
             threads: of DuckDB.
 
         Raises:
             DataError: what is wrong, in which file, row and column.
         """
+        check_choice("on_error", on_error, OnError)
+        check_choice("engine", engine, Engine)
+        check_choice("ids", ids, Ids)
+        source = _item_source(items, items_id)
         given = str(path)
         if given.startswith("bundled:"):
             folder = bundled_path(given.removeprefix("bundled:"))
-            path, items, rating_column = folder / "interactions.parquet", items or folder / "movies.parquet", "rating"
+            path, rating_column = folder / "interactions.parquet", "rating"
+            source = source or _item_source(folder / "movies.parquet", None)
         form, files = locate(Path(path), format)
         columns = dict(form.columns)
         asked = {"user": user_column, "item": item_column, "time": time_column}
@@ -110,6 +115,7 @@ class Interactions:
                 columns[role] = name
         if time_column in (None, "none"):
             columns.pop("time", None)
+        _refuse_shared(given, columns)
         if form.table.layout == "csv" and form.columns:
             present, _ = header(files[0], form.table)
             columns = {role: name for role, name in columns.items() if name in present or role not in form.optional}
@@ -124,7 +130,6 @@ class Interactions:
             "columns": dict(staged.columns),
             "engine": engine,
         }
-        source = _item_source(items, items_id)
         beside = item_file(form, files[0]) if source is None else None
         if beside is not None:
             source = ItemSource(beside, form.item_table, form.item_columns)
@@ -144,12 +149,12 @@ class Interactions:
         row_column: str | None = None,
         on_error: OnError = "fail",
         ids: Ids = "auto",
-        items: str | os.PathLike[str] | pa.Table | None = None,
+        items: Any = None,
         items_id: str | None = None,
         name: str = "table",
         threads: int | None = None,
     ) -> Interactions:
-        """Take a pandas, polars or Arrow table, or any ibis table.
+        """Take a pandas, polars or Arrow table, or any ibis table; arguments as :meth:`read`.
 
         An ibis table stays where it is: all cleaning runs there. It has no order of its own, so ties in time are broken
         by item id unless ``row_column`` (whole numbers) names an order; its times are Unix numbers or timestamps.
@@ -162,6 +167,10 @@ class Interactions:
             "rating": rating_column, "action": action_column, "session": session_column, "row": row_column,
         }  # fmt: skip
         columns = {role: column for role, column in asked.items() if column}
+        check_choice("on_error", on_error, OnError)
+        check_choice("ids", ids, Ids)
+        _refuse_shared(name, columns)
+        described = _item_source(items, items_id)
         workspace = Workspace(threads=threads)
         if isinstance(table, ir.Table):
             require(name, table.columns, columns)
@@ -178,7 +187,7 @@ class Interactions:
         provenance = {"source": name, "sha256": {}, "reader": type(table).__module__.split(".")[0], "columns": columns}
         engine = table.get_backend().name if isinstance(table, ir.Table) else "duckdb"
         provenance["engine"] = engine
-        return cls(checked, workspace, provenance, dropped, _item_source(items, items_id), name)
+        return cls(checked, workspace, provenance, dropped, described, name)
 
     def __len__(self) -> int:
         return int(self.table.count().to_pyarrow().as_py())
@@ -198,7 +207,7 @@ class Interactions:
         min_length: int = 0,
         max_length: int | None = None,
         seed: int = 0,
-        quantiles: tuple[float, float] = (0.8, 0.9),
+        quantiles: tuple[float, float] | None = None,
         valid_users: int | None = None,
         name: str | None = None,
         replace: bool = False,
@@ -212,22 +221,25 @@ class Interactions:
             split: the protocol; by default the split the source came with, or else ``"leave-one-out"``.
             min_rating, duplicates, k_core, min_length, max_length: see :class:`forethought.data.cleaning.Rules`.
             seed: of what is drawn by the split.
-            quantiles: of the global-time cuts.
+            quantiles: of the global-time cuts: shares of the events before each; 0.8 and 0.9 by default.
             valid_users: of leave-one-out, how many users have a validation case; all by default.
             name: what to call the data set.
-            replace: overwrite ``out``.
+            replace: overwrite ``out`` where it is an empty folder or a prepared one.
             command: noted in the manifest.
             progress: told what is being done.
 
         Raises:
-            DataError: nothing is left, or the split does not fit the data.
-            ArtefactError: ``out`` exists already or cannot be written, or the scratch folder (in TMPDIR) is full.
+            DataError: an argument is no value of its kind, nothing is left, or the split does not fit the data.
+            ArtefactError: ``out`` is taken or cannot be written, or the scratch folder (in TMPDIR) is full.
         """
         say = progress or (lambda stage: None)
         if split is not None and split not in SPLITS:
             raise DataError(f"There is no split {split!r}; choose {', '.join(SPLITS)}.")
-        if out is not None and not replace:
-            refuse_existing(out, "choose another folder or overwrite it with replace=True")
+        check_whole("seed", seed)
+        if valid_users is not None:
+            check_whole("valid_users", valid_users)
+        if out is not None:
+            check_place(out, replace, "choose another folder or overwrite it with replace=True")
         rules = Rules(min_rating, duplicates, k_core, min_length, max_length)
         order, tie_rule = order_of(self.table)
         say("cleaning")
@@ -282,9 +294,19 @@ def cached(step: ir.Table) -> ir.Table:
 def _item_source(items: Any, items_id: str | None) -> ItemSource | None:
     if items is None:
         return None
-    return ItemSource(
-        items if isinstance(items, pa.Table) else Path(items), None, {"id": items_id} if items_id else None
-    )
+    source = Path(items) if isinstance(items, (str, os.PathLike)) else _arrow(items, "the item table")
+    return ItemSource(source, None, {"id": items_id} if items_id else None)
+
+
+def _refuse_shared(name: str, columns: Mapping[str, str]) -> None:
+    """Refuse one column for two of the roles that say who did what when."""
+    used: dict[str, str] = {}
+    for role in ("user", "item", "time", "session"):
+        if role in columns and used.setdefault(columns[role], role) != role:
+            raise DataError(
+                f"{name}: the column {columns[role]!r} is named for the {used[columns[role]]} and for the {role}; "
+                f"name another one with --{role}-column."
+            )
 
 
 def _refuse_zones(table: ir.Table, name: str, column: str | None) -> None:
@@ -302,6 +324,8 @@ def _arrow(table: Any, name: str) -> pa.Table:
     if isinstance(table, pa.Table):
         refuse_twice(name, table.column_names)
         return table
+    if hasattr(table, "collect") and type(table).__module__.startswith("polars"):
+        table = table.collect()  # a lazy frame
     refuse_twice(name, [str(column) for column in getattr(table, "columns", [])])
     try:
         if hasattr(table, "to_arrow"):

@@ -20,8 +20,8 @@ from forethought.errors import DataError
 
 _GUESSES = {
     "id": ("id", "item", "item_id", "movieId", "parent_asin", "asin", "business_id", "product_id"),
-    "title": ("title", "name"),
-    "categories": ("categories", "genres", "category"),
+    "title": ("title", "name", "movie_title"),
+    "categories": ("categories", "genres", "category", "genre", "class"),
     "text": ("text", "description"),
 }
 
@@ -54,7 +54,7 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
 
     Returns:
         A table with ``id`` and, where known, ``title``, ``categories``, ``text``; and what the manifest says: the
-        source, how many items were found there and how many were not.
+        source, of how many items it tells more than the id, and of how many it does not.
 
     Raises:
         DataError: the file cannot be read or has no id column.
@@ -66,7 +66,9 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
     roles = _roles(source, names)
     rows = {str(value): row for row, value in enumerate(ids.to_pylist())}
     found: dict[str, list[Any]] = {role: [None] * len(ids) for role in roles if role != "id"}
+    spaced = isinstance(source.source, Path) and source.source.suffix == ".item"  # RecBole parts lists by spaces
     seen: set[int] = set()
+    described = 0
     for record in records:
         row = rows.get(str(record.get(roles["id"])))
         if row is None or row in seen:  # the first description of an item counts
@@ -74,7 +76,8 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
         seen.add(row)
         for role, values in found.items():
             value = record.get(roles[role])
-            values[row] = _categories(value) if role == "categories" else _text(value)
+            values[row] = _categories(value, spaced) if role == "categories" else _text(value)
+        described += any(values[row] for values in found.values())
     if not seen:
         example = ", ".join(str(value) for value in ids[:3].to_pylist())
         raise DataError(
@@ -83,7 +86,7 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
         )
     for role, values in found.items():
         columns[role] = pa.array(values, pa.list_(pa.string()) if role == "categories" else pa.string())
-    return pa.table(columns), {"source": source.name, "described": len(seen), "not_described": len(ids) - len(seen)}
+    return pa.table(columns), {"source": source.name, "described": described, "not_described": len(ids) - described}
 
 
 def _records(source: ItemSource) -> tuple[list[str], Iterable[Mapping[str, Any]]]:
@@ -91,7 +94,8 @@ def _records(source: ItemSource) -> tuple[list[str], Iterable[Mapping[str, Any]]
         return source.source.column_names, source.source.to_pylist()
     path = source.source
     if not path.is_file():
-        raise DataError(f"{path} does not exist; --items needs a file with one row an item.")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {found}; --items needs a file with one row an item.")
     table = source.table or guess_table(path)
     if table.layout == "parquet":
         try:
@@ -117,18 +121,27 @@ def _after(first: Mapping[str, Any], rest: Iterator[Mapping[str, Any]]) -> Itera
 
 
 def _delimited(path: Path, table: Table, names: list[str], delimiter: str) -> Iterator[Mapping[str, Any]]:
-    lines = (line for _, line in numbered_lines(path, table.encoding))
+    begun: list[int] = []  # the lines of the row that is being read
+
+    def lines() -> Iterator[str]:
+        for number, line in numbered_lines(path, table.encoding):
+            begun.append(number)
+            yield line
+
     if table.quoted and len(delimiter) == 1:
-        rows: Iterator[list[str]] = csv.reader(lines, delimiter=delimiter)
+        rows: Iterator[list[str]] = csv.reader(lines(), delimiter=delimiter, strict=True)
     else:
-        rows = (line.rstrip("\r\n").split(delimiter) for line in lines)
-    if table.names is None:
-        next(rows, None)
+        rows = (line.rstrip("\r\n").split(delimiter) for line in lines())
     try:
-        for row in rows:
-            yield dict(zip(names, row, strict=False))
+        for place, row in enumerate(rows):
+            begun.clear()
+            if place or table.names is not None:
+                yield dict(zip(names, row, strict=False))
     except csv.Error as error:
-        raise DataError(f"{path} cannot be read as a delimited file: {error}.") from error
+        raise DataError(
+            f"{path}, line {begun[0]} cannot be read ({error}); close the quotes that are open, "
+            "and double those that belong to the text."
+        ) from error
 
 
 def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -162,12 +175,13 @@ def _text(value: Any) -> str | None:
     return str(value).strip() or None if value is not None else None
 
 
-def _categories(value: Any) -> list[str]:
-    """A list, a list of paths, or names parted by ``|`` or a comma; each name once."""
+def _categories(value: Any, spaced: bool = False) -> list[str]:
+    """A list, a list of paths, or names parted by ``|``, a comma, or else by spaces where they are; each name once."""
     if value is None:
         return []
     if isinstance(value, str):
-        value = [] if value == "(no genres listed)" else value.split("|" if "|" in value else ",")
+        delimiter = "|" if "|" in value else " " if spaced and "," not in value else ","
+        value = [] if value == "(no genres listed)" else value.split(delimiter)
     flat: list[str] = []
     for part in value if isinstance(value, (list, tuple)) else [value]:
         flat.extend(_categories(part) if isinstance(part, (list, tuple)) else [str(part).strip()])

@@ -49,7 +49,7 @@ def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
         scratch: folder for the arrays; each call makes a folder of its own there, for arrays may still be mapped.
 
     Raises:
-        DataError: there are more kinds of action than can be kept.
+        DataError: there are more kinds of action than can be kept, or an id is no text.
         OSError: there is no room in the scratch folder.
     """
     folder = Path(tempfile.mkdtemp(dir=scratch))
@@ -73,6 +73,7 @@ def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
     names = [name for name in ("user", "item", "time", "rating", "action", "part") if name in table.columns]
     starts: list[npt.NDArray[np.int64]] = []
     users: list[pa.Array] = []
+    _refuse_zero_bytes("item", items)
     parts: list[npt.NDArray[np.int64]] = []
     last, done = None, 0
     for batch in table.order_by(["user", *order]).select(names).to_pyarrow_batches(chunk_size=ROWS_AT_ONCE):
@@ -98,7 +99,17 @@ def lay_out(table: ir.Table, order: list[str], scratch: Path) -> Layout:
     offsets = np.concatenate([*starts, [events]]).astype(np.int64)
     sequences = Sequences(offsets, arrays["items"], arrays.get("times"), arrays.get("actions"), arrays.get("ratings"))
     owners = pa.concat_arrays(users)
+    _refuse_zero_bytes("user", owners)
     return Layout(sequences, owners, items, actions.to_pylist(), np.concatenate(parts) if parts else None)
+
+
+def _refuse_zero_bytes(role: str, ids: pa.Array) -> None:
+    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+        found = ids.filter(pc.match_substring(ids, "\0"))
+        if len(found):
+            raise DataError(
+                f"The {role} id {found[0].as_py()!r} holds a zero byte, which no text should; mend the log."
+            )
 
 
 def _mapped(path: Path, dtype: Any, length: int) -> npt.NDArray[Any]:

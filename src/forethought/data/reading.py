@@ -107,10 +107,7 @@ def explained(workspace: Workspace, path: Path, table: Table) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        ours = isinstance(error, duckdb.IOException) and any(
-            str(workspace.folder / name) in str(error) for name in ("work", "spill")
-        )
-        if ours or isinstance(error, duckdb.OutOfMemoryException):  # not the file's fault
+        if workspace.ran_out(error):
             with workspace.limits():
                 raise
         if table.layout == "jsonl":
@@ -143,7 +140,9 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
     file = plain(path, workspace)
     names, delimiter = header(path, table)
     require(path, names, columns)
-    types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)
+    # by place, for DuckDB takes names that differ in case alone for one
+    types = ", ".join(f"'column{place}': 'VARCHAR'" for place in range(len(names)))
+    places = {role: f"column{names.index(name)}" for role, name in columns.items()}
     quote = '"' if table.quoted else ""
     rejects = ", ignore_errors = true, store_rejects = true" if drop else ""
     scan = (
@@ -153,8 +152,7 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
     )
 
     def rejected() -> dict[str, int]:
-        lines = workspace.sql("SELECT count(DISTINCT line) FROM reject_errors")[0][0] if drop else 0
-        return {"malformed line": int(lines)} if lines else {}
+        return _rejected_lines(workspace, path, file, table, delimiter) if drop else {}
 
     def line(row: int) -> int:
         if not table.quoted:  # a record is a line
@@ -165,7 +163,43 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
             next(itertools.islice(filled, row + (table.names is None), None), None)
             return records.line_num
 
-    return Staged(_view(workspace, columns, scan), str(path), columns, line=line, rejected=rejected)
+    return Staged(_view(workspace, places, scan), str(path), columns, line=line, rejected=rejected)
+
+
+def _rejected_lines(workspace: Workspace, path: Path, file: Path, table: Table, delimiter: str) -> dict[str, int]:
+    """How many lines DuckDB left out, by reason; a record of several lines counts each of them.
+
+    Raises:
+        DataError: a quote that is not closed swallowed lines, for DuckDB does not say how many.
+    """
+    swallowing = "error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM')"
+    suspects = {line for (line,) in workspace.sql(f"SELECT DISTINCT line FROM reject_errors WHERE {swallowing}")}
+    if suspects:  # the line that DuckDB keeps may be another one where its buffers meet, so the file is asked
+        with file.open(encoding=table.encoding, errors="replace") as text:
+            for number, line in enumerate(text, 1):
+                if number in suspects and _ends_in_quotes(line, delimiter):
+                    raise DataError(_unclosed(f"{path}, line {number}"))
+    counts = workspace.sql(
+        "SELECT unread, sum(lines)::BIGINT FROM (SELECT max(error_type = 'INVALID ENCODING') AS unread, "
+        "max(1 + len(regexp_extract_all(trim(csv_line, chr(10) || chr(13)), '\\r\\n|\\r|\\n'))) AS lines "
+        "FROM reject_errors GROUP BY line) GROUP BY unread ORDER BY unread"
+    )
+    return {"text that is not UTF-8" if unread else "malformed line": int(lines) for unread, lines in counts}
+
+
+def _ends_in_quotes(line: str, delimiter: str) -> bool:
+    try:
+        next(csv.reader([line], delimiter=delimiter, strict=True), None)
+    except csv.Error as error:
+        return "expected after" not in str(error)  # that would be text behind a quote that is closed
+    return False
+
+
+def _unclosed(where: str) -> str:
+    return (
+        f"{where} opens a quote that is not closed at the end of its field; "
+        "remove it, or double it where it belongs to the text."
+    )
 
 
 def filled_lines(path: Path) -> Iterator[int]:
@@ -175,13 +209,16 @@ def filled_lines(path: Path) -> Iterator[int]:
 
 
 def refuse_malformed_json(path: Path) -> None:
-    """Refuse the first line that is not JSON."""
+    """Refuse the first line that is no JSON object."""
     for number, line in numbered_lines(path):
+        reason: Exception | None = None
         try:
-            json.loads(line)
+            record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            said = f"{path}, line {number} is not JSON: {line[:60]!r}; mend it or use --on-error drop."
-            raise DataError(said) from error
+            record, reason = None, error
+        if not isinstance(record, dict):
+            said = f"{path}, line {number} is not a JSON object: {line[:60]!r}; mend it or use --on-error drop."
+            raise DataError(said) from reason
 
 
 def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], drop: bool) -> Staged:
@@ -199,13 +236,24 @@ def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], dr
         )
     refuse_twice(path, keys)
     require(path, keys, columns)
-    types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in dict.fromkeys(columns.values()))
-    scan = f"read_json({_text(str(file))}, format = 'newline_delimited', columns = {{{types}}}, ignore_errors = {drop})"
+    names = list(dict.fromkeys(columns.values()))
+    objects = f"read_json_objects({_text(str(file))}, format = 'newline_delimited', ignore_errors = true)"
+    if drop:  # read_json would give rows of nulls for what is no object
+        kinds = _text(json.dumps(dict.fromkeys(names, "VARCHAR"), ensure_ascii=False))
+        scan = f"(SELECT unnest(json_transform(json, {kinds})) FROM {objects} WHERE json_type(json) = 'OBJECT')"
+    else:
+        types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)
+        scan = f"read_json({_text(str(file))}, format = 'newline_delimited', columns = {{{types}}})"
+
+    def rejected() -> dict[str, int]:
+        query = f"SELECT count(*) FROM {objects} WHERE json IS NULL OR json_type(json) <> 'OBJECT'"
+        lines = workspace.sql(query)[0][0] if drop else 0
+        return {"malformed line": int(lines)} if lines else {}
 
     def line(row: int) -> int:
         return next(itertools.islice(filled_lines(file), row, None))
 
-    return Staged(_view(workspace, columns, scan), str(path), columns, line=line)
+    return Staged(_view(workspace, columns, scan), str(path), columns, line=line, rejected=rejected)
 
 
 def _stage_parquet(workspace: Workspace, paths: list[Path], columns: Mapping[str, str]) -> Staged:
@@ -216,12 +264,19 @@ def _stage_parquet(workspace: Workspace, paths: list[Path], columns: Mapping[str
             raise DataError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
         refuse_twice(path, names)
         require(path, names, columns)
+        for name in columns.values():
+            alike = [other for other in names if other.lower() == name.lower()]
+            if len(alike) > 1:  # DuckDB would take the first
+                raise DataError(f"{path} has columns that differ in case alone ({', '.join(alike)}); rename one.")
     files = ", ".join(_text(str(path)) for path in paths)
     source = paths[0] if len(paths) == 1 else paths[0].parent
     return Staged(_view(workspace, columns, f"read_parquet([{files}])"), str(source), columns)
 
 
 def _stage_duckdb(workspace: Workspace, path: Path, columns: Mapping[str, str]) -> Staged:
+    with opened(path) as file:
+        if file.read(12)[8:] != b"DUCK":
+            raise DataError(f"{path} is no DuckDB file; leave --format out or choose another.")
     workspace.sql(f"ATTACH {_text(str(path))} AS source (READ_ONLY)")
     tables = workspace.sql("SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = 'source'")
     if len(tables) != 1:
@@ -327,6 +382,8 @@ def _sentence(path: Path, error: duckdb.Error) -> str:
     said = str(error)
     line = re.search(r"CSV Error on Line: (\d+)", said) or re.search(r"line (\d+)", said)
     where = f"{path}, line {line.group(1)}" if line else str(path)
+    if re.search("unterminated quote|Maximum line size", said):
+        return _unclosed(where)
     counts = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", said)
     if counts:
         expected, got = counts.groups()

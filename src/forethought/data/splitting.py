@@ -12,6 +12,7 @@ from forethought.errors import DataError
 
 Split = Literal["leave-one-out", "user-split", "global-time"]
 SPLITS: tuple[Split, ...] = ("leave-one-out", "user-split", "global-time")
+CUTS = (0.8, 0.9)  # of global-time: shares of the events before validation and before test
 Ints = npt.NDArray[np.int64]
 
 
@@ -91,7 +92,7 @@ def _held_out(offsets: Ints, valid: Ints, test: Ints, parameters: dict[str, Any]
     return Positions(train_stop, offsets[1:][np.sort(valid)] - 1, offsets[1:][np.sort(test)] - 1, parameters)
 
 
-def global_time(offsets: Ints, times: Ints, quantiles: tuple[float, float] = (0.8, 0.9)) -> Positions:
+def global_time(offsets: Ints, times: Ints, quantiles: tuple[float, float] = CUTS) -> Positions:
     """Two moments cut the log: training before the first, validation between, test after.
 
     A user's case in a span is the first event there that has a history.

@@ -71,6 +71,7 @@ def canonical(
     table = staged.table
     profile = _profile(table)
     if not profile["rows"]:
+        _refuse_all(staged, staged.rejected())
         raise DataError(f"{staged.source} holds no events; it needs at least one row.")
     values: dict[str, ir.Value] = {name: table[name] for name in ("part", "row") if name in table.columns}
     checks: list[Check] = []
@@ -91,9 +92,15 @@ def canonical(
         return typed, staged.rejected()
     dropped = _refuse(staged, typed, checks, on_error)
     if sum(dropped.values()) == profile["rows"]:
-        reasons = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
-        raise DataError(f"{staged.source} has no usable row: all were dropped ({reasons}).")
+        _refuse_all(staged, {**staged.rejected(), **dropped})
     return typed.filter(typed.failed.isnull()).drop("failed"), {**staged.rejected(), **dropped}
+
+
+def _refuse_all(staged: Staged, dropped: Mapping[str, int]) -> None:
+    """Refuse a log of which nothing is left, where rows were dropped."""
+    if dropped:
+        reasons = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
+        raise DataError(f"{staged.source} has no usable row: all were dropped ({reasons}); mend the file.")
 
 
 def _profile(table: ir.Table) -> Profile:

@@ -14,6 +14,7 @@ import duckdb
 import ibis
 import ibis.expr.types as ir
 
+from forethought.data.arguments import check_whole
 from forethought.errors import ArtefactError
 
 MEMORY = 512  # MB
@@ -26,9 +27,15 @@ class Workspace:
     Args:
         memory: MB that DuckDB may hold in memory; by default 512, or 128 a thread where that is more.
         threads: DuckDB's threads; by default one a core, up to 8.
+
+    Raises:
+        DataError: ``threads`` is no number of threads.
+        ArtefactError: there is no room for the scratch folder.
     """
 
     def __init__(self, memory: int | None = None, threads: int | None = None) -> None:
+        if threads is not None:
+            check_whole("threads", threads, least=1)
         scratch = tempfile.TemporaryDirectory(prefix="forethought-", ignore_cleanup_errors=True)
         self.folder = Path(scratch.name)
         threads = threads or min(os.cpu_count() or 1, 8)
@@ -37,7 +44,8 @@ class Workspace:
             "memory_limit": f"{memory or max(MEMORY, MEMORY_A_THREAD * threads)}MB",
             "temp_directory": os.fspath(self.folder / "spill"),
         }
-        self.backend: Any = ibis.duckdb.connect(self.folder / "work.duckdb", **options)
+        with self.limits():
+            self.backend: Any = ibis.duckdb.connect(self.folder / "work.duckdb", **options)
         self.sql("SET TimeZone = 'UTC'")  # a time without a zone means UTC, whatever the machine's zone
         self._tables = 0
         self.close = weakref.finalize(self, _close, self.backend, scratch)
@@ -67,12 +75,19 @@ class Workspace:
         """
         try:
             yield
-        except (duckdb.IOException, duckdb.OutOfMemoryException, OSError) as error:
+        except (duckdb.Error, OSError) as error:
+            if isinstance(error, duckdb.Error) and not self.ran_out(error):
+                raise
             reason = str(error).splitlines()[0]
             place = self.folder.parent
             raise ArtefactError(
                 f"Working space ran out ({reason}); free some in {place} or set TMPDIR to a larger disk."
             ) from error
+
+    def ran_out(self, error: duckdb.Error) -> bool:
+        """Whether memory or the scratch folder ran out, and not a file of the user's is wrong."""
+        ours = (str(self.folder / name) in str(error) for name in ("work", "spill"))
+        return isinstance(error, duckdb.OutOfMemoryException) or any(ours)
 
     def drop(self, table: ir.Table) -> None:
         """Forget a table that :meth:`store` returned."""

@@ -6,6 +6,7 @@ import contextlib
 import html
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -52,8 +53,16 @@ STYLE: Any = {
 
 
 @contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """The style while something is drawn; a title in a script that the font has not is no reason for warnings."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
+
+
+@contextlib.contextmanager
 def _figure(width: float, height: float, columns: int = 1, **options: Any) -> Iterator[tuple[Figure, list[Axes]]]:
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, list(figure.subplots(1, columns, squeeze=False, **options)[0])
         figure.draw_without_rendering()  # ticks are made on drawing, while the style holds
@@ -261,7 +270,7 @@ def to_svg(figure: Figure, label: str) -> str:
         label: what it shows, for those who cannot see it; also makes its ids unique on the page.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -79,7 +79,7 @@ def facts(comparison: Comparison) -> dict[str, str]:
 
 def terminal_table(comparison: Comparison, width: int) -> RichTable:
     """The leaderboard for a terminal: as many columns as ``width`` characters hold, the telling ones first."""
-    table = RichTable(title=heading(comparison), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = RichTable(title=escape(heading(comparison)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     found = columns(comparison)
     width -= 1
     extra = beyond_accuracy(comparison)

@@ -135,7 +135,7 @@ def write_growing(
     """
     figure = figures.draw_growing(guidance, levels, probabilities, titles, target, ranks)
     png, page = Path(f"{path}.png"), Path(f"{path}.html")
-    with atomic_file(png) as scratch:
+    with atomic_file(png) as scratch, figures.drawing():
         figure.savefig(scratch, format="png", dpi=160, facecolor="white")
     explained = GROWING + (EXACT if chains is None else AVERAGED.format(chains=chains))
     parts = [_section("Growing", explained, f'<div class="wide">{figures.to_svg(figure, heading)}</div>')]

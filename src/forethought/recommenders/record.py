@@ -32,7 +32,7 @@ def run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool)
     """The folder a run is to have; it may not exist already unless the run goes on.
 
     Raises:
-        ArtefactError: ``out`` is taken, or is needed and was not given.
+        ArtefactError: ``out`` is taken or holds something else than a run, or is needed and was not given.
     """
     if out is None:
         if resume:
@@ -43,7 +43,13 @@ def run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool)
         names = (stem if number == 1 else Path(f"{stem}-{number}") for number in range(1, sys.maxsize))
         return next(name for name in names if not name.exists())
     folder = Path(out)
-    if not resume and is_main_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    begun = resume and (folder / "run.json").is_file()
+    if begun or not is_main_process() or not folder.exists():
+        return folder
+    leftovers = ".run.json.*"  # of a run that was killed while it wrote its first file
+    if not folder.is_dir() or any(not entry.match(leftovers) for entry in folder.iterdir()):
+        if resume:
+            raise ArtefactError(f"{folder} holds no run (no run.json) to go on with; choose another --out.")
         raise ArtefactError(f"{folder} exists already; go on with it by --resume, or choose another --out.")
     return folder
 

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -107,7 +108,7 @@ class Run:
             raise DataError(
                 f"{self.path} is a model folder and does not say which data it was trained on; open the run folder."
             )
-        dataset = Dataset.open(data["path"])
+        dataset = Dataset.open(data["path"], verify=True)
         if dataset.fingerprint != data["fingerprint"]:
             raise DataError(f"{data['path']} was prepared anew since {self.path} was trained on it; train again.")
         return dataset
@@ -133,7 +134,7 @@ class Run:
 
         Raises:
             ArtefactError: chains are asked of a model that has none.
-            DataError: the history is empty, or has an item that is not in the catalogue.
+            DataError: the history is empty or has an item that is not in the catalogue, or a number is none that fits.
         """
         return self._recommend(torch.from_numpy(self.catalog.encode(history)), k, exclude_seen, chains, seed)
 
@@ -157,6 +158,9 @@ class Run:
     def _recommend(self, history: Tensor, k: int, exclude_seen: bool, chains: int, seed: int) -> list[Recommendation]:
         if not len(history):
             raise DataError("The history is empty; give at least one item.")
+        for name, number in (("k", k), ("chains", chains), ("seed", seed)):
+            if not isinstance(number, Integral):
+                raise DataError(f"{name} is {number!r}; it has to be a whole number.")
         if k < 1:
             raise DataError(f"{k} recommendations cannot be made; ask for at least one.")
         if chains < 0:
@@ -206,21 +210,19 @@ def train(
     """
     from forethought.training.trainer import Trainer  # seconds to import, and opening a run does without
 
-    if seed is not None:
-        overrides = {**(overrides or {}), "seed": seed}
-    recipe = read_recipe(recipe, overrides)
+    recipe = read_recipe(recipe, overrides, seed)
     if recipe.data.path is None:
         raise RecipeError(
             f"Recipe {recipe.name} names no data; give --data.path FOLDER (made with 'forethought data prepare')."
         )
-    dataset = Dataset.open(recipe.data.path)
+    dataset = Dataset.open(recipe.data.path, verify=True)
     data = dataclasses.replace(recipe.data, path=str(Path(recipe.data.path).resolve()))
     recipe = dataclasses.replace(recipe, data=data)
     if threads is not None:
         torch.set_num_threads(threads)
     record = new_record(recipe, dataset, find_device(device))
     folder = run_folder(recipe, out, resume)
-    if resume and (folder / "run.json").is_file():
+    if resume and (folder / "recipe.yaml").is_file():
         before = read_record(folder)
         check_same(folder, Recipe.load(folder / "recipe.yaml", _config_class), recipe, dataset, before)
         if before["status"] == "finished":
@@ -232,8 +234,8 @@ def train(
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     main = is_main_process()
     if main:
+        write_record(folder, record)  # first: by it a run that was killed at once is known
         recipe.save(folder / "recipe.yaml")
-        write_record(folder, record)
     try:
         if record["parameters"]:
             trainer = Trainer(model, dataset, recipe, folder, device=device, quiet=quiet)
@@ -256,13 +258,21 @@ def train(
 
 
 def read_recipe(
-    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int | None = None,
 ) -> Recipe:
     """Resolve a recipe, given in any of the ways :func:`train` takes it.
 
     Raises:
         RecipeError: there is no such recipe, or a key or value does not fit.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise RecipeError(
+            f"overrides are {overrides!r}; they have to be values by dotted key, {{'model.dropout': 0.2}}."
+        )
+    if seed is not None:
+        overrides = {**(overrides or {}), "seed": seed}
     if isinstance(recipe, Recipe):
         return Recipe.from_mapping(recipe.to_dict(), _config_class, overrides) if overrides else recipe
     if isinstance(recipe, Mapping):

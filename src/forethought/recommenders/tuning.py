@@ -68,9 +68,7 @@ def tune(
         import optuna
     except ImportError as error:
         raise RecipeError("Tuning needs optuna; install it with: pip install 'forethought[tune]'.") from error
-    if seed is not None:
-        overrides = {**(overrides or {}), "seed": seed}
-    base = read_recipe(recipe, overrides)
+    base = read_recipe(recipe, overrides, seed)
     if trials < 1:
         raise RecipeError(f"{trials} trials find nothing; ask for at least one.")
     if not search and "dropout" in base.model:

@@ -11,6 +11,7 @@ from pathlib import Path
 from forethought.errors import ArtefactError
 
 SEAL = "files.json"
+WEIGHTS_AND_CONFIG = ("config.json", "model.safetensors")  # without them no model can be opened
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -35,13 +36,16 @@ def verify(folder: Path) -> None:
     """Compare a sealed folder with its digests.
 
     Raises:
-        ArtefactError: a file is missing or is not what was written.
+        ArtefactError: a file is missing, not named, or not what was written.
     """
     try:
         files = json.loads((folder / SEAL).read_text())
         wanted = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{folder} is damaged: its {SEAL} cannot be read ({error}).") from error
+    for name in WEIGHTS_AND_CONFIG:
+        if name not in wanted:
+            raise ArtefactError(f"{folder} is damaged: its {SEAL} does not name {name}.")
     for name, (size, digest) in wanted.items():
         path = folder / name
         if not path.is_file():

@@ -54,7 +54,9 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers ships 
         )
         self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
         self.progress.start()
-        self.progress.console.print(f"training in {Path(args.output_dir).parent}", highlight=False, soft_wrap=True)
+        self.progress.console.print(
+            f"training in {Path(args.output_dir).parent}", highlight=False, markup=False, soft_wrap=True
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.monotonic()

@@ -216,6 +216,8 @@ class _Reader:
             typed = parser.parse_object({"value": value}).value
         except (ArgumentError, TypeError, ValueError) as error:
             raise RecipeError(f"{source}: {key} is {value!r}; it has to be {_readable(hint)}.") from error
+        if typed != typed:  # NaN
+            raise RecipeError(f"{source}: {key} is {value!r}; it has to be {_readable(hint)}.")
         if isinstance(typed, int | float) and not isinstance(typed, bool) and not low <= typed <= high:
             limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
             raise RecipeError(f"{source}: {key} is {value!r}; it has to be {limits}.")

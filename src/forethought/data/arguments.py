@@ -1,0 +1,38 @@
+"""What a caller hands over, refused in one sentence where it is no value of its kind."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, get_args
+
+from forethought.errors import DataError
+
+
+def check_whole(name: str, value: object, least: int = 0) -> None:
+    """Refuse what is no whole number.
+
+    Args:
+        name: of the argument.
+        value: what was given for it.
+        least: the smallest number that fits.
+
+    Raises:
+        DataError: it is another kind of value, or less than ``least``.
+    """
+    if not isinstance(value, Integral) or int(value) < least:
+        raise DataError(f"{name} is {value!r}; it has to be a whole number of {least} or more.")
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse what is none of the choices.
+
+    Args:
+        name: of the argument.
+        value: what was given for it.
+        choices: a ``Literal`` type.
+
+    Raises:
+        DataError: it is another value.
+    """
+    if value not in get_args(choices):
+        raise DataError(f"{name} is {value!r}; it has to be {' or '.join(map(repr, get_args(choices)))}.")
