@@ -247,7 +247,8 @@ def train(
             if len(dataset.targets("valid")):
                 evaluate(model, dataset, "valid").save(folder / "evaluation")
             save_model(model, dataset.catalog, folder / "model")
-            write_record(folder, record | {"status": "finished", "finished": now()})
+            record |= {"status": "finished", "finished": now()}
+            write_record(folder, record)
     except BaseException as error:
         if main:
             record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
