@@ -149,11 +149,12 @@ def section(name: str, study: Study, folders: list[Path]) -> str:
     beyond = [("Model", labels), *((c.heading, [text for text, _ in c.cells]) for c in beyond_accuracy(found))]
     records = [json.loads((folder / "run.json").read_text()) for folder in folders]
     days = sorted({record["started"][:10] for record in records})
-    commits = sorted({record["commit"][:7] for record in records if "commit" in record})
-    processors = sorted({record["processor"] for record in records if "processor" in record})
+    told = [record for record in records if "commit" in record]  # the first runs were kept without it
     about = f"Trained {' to '.join(dict.fromkeys([days[0], days[-1]]))}"
-    about += f" at {', '.join(commits)}" if commits else ""
-    about += f" on {', '.join(processors)}" if processors else ""
+    if told:
+        commits, processors = (sorted({record[key] for record in told}) for key in ("commit", "processor"))
+        about += f"; {len(told)} of {len(records)} runs tell their commit and processor: "
+        about += ", ".join([*commits, *processors])
     lines = [f"## {study.title}", "", " · ".join(f"{key} {value}" for key, value in facts(found).items()), ""]
     lines += [*rows(accuracy), "", found.verdict(), *(f"\n{note}" for note in found.notes()), ""]
     return "\n".join([*lines, *rows(beyond), "", f"{about}."])
