@@ -18,9 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from forethought.evaluation.ranking import CELLS
 from forethought.recommenders.prefergrow import fused
+from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.fused import Corruption
 from forethought.recommenders.prefergrow.kernels import FadingKernel
-from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
+from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.training.devices import find_precision
 from forethought.training.ema import ExponentialMovingAverage
 from forethought.training.memory import keep_freed_memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,20 +74,13 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_place_that_cannot_be_moved_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    target = tmp_path / "disk"
-    target.mkdir()
-    mounted = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(target)], capture_output=True
-    ).returncode == 0  # fmt: skip
-    if not mounted:
-        pytest.skip("a disk can be mounted by root only")
-    try:
-        with pytest.raises(ArtefactError, match=r"Cannot write .*disk"), atomic_folder(target, replace=True):
-            pass
-        assert [entry.name for entry in tmp_path.iterdir()] == ["disk"]
-    finally:
-        subprocess.run(["umount", str(target)], check=True)
+def test_a_place_that_cannot_be_moved_leaves_nothing_beside_it(
+    tmp_path: Path, small_disk: Callable[[str], Path]
+) -> None:
+    target = small_disk("64k")
+    with pytest.raises(ArtefactError, match=r"Cannot write .*disk"), atomic_folder(target, replace=True):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["disk"]
 
 
 def test_a_file_is_replaced_or_kept(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,9 @@ from tests.data.logs import SEQUENCES, sequences_of, write_csv
 
 @pytest.mark.parametrize("room", ["4k", "64k", "1m"])  # for the database, for its first rows, for the log
 def test_a_full_scratch_disk_is_not_blamed_on_the_log(
-    room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: str, tmp_path: Path, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    mounted = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(scratch)], capture_output=True
-    ).returncode == 0  # fmt: skip
-    if not mounted:
-        pytest.skip("a small disk can be mounted by root only")
+    scratch = small_disk(room)
     random = np.random.default_rng(0)
     table = pa.table({name: random.integers(0, 10**6, 200_000) for name in ("user", "item", "timestamp")})
     pyarrow.csv.write_csv(table, tmp_path / "log.csv")
@@ -40,17 +35,14 @@ def test_a_full_scratch_disk_is_not_blamed_on_the_log(
     table.to_pandas().to_json(tmp_path / "log.jsonl", orient="records", lines=True)
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     (tmp_path / "log.txt").write_text((tmp_path / "log.csv").read_text().replace(",", "  "))
-    try:
-        for name in ("log.csv", "log.csv.gz", "log.parquet", "log.jsonl", "log.txt"):
-            form = "user-sequence" if name == "log.txt" else "auto"
-            with pytest.raises(ArtefactError, match=r"^Working space ran out \(.*\); free .* or set TMPDIR") as full:
-                Interactions.read(tmp_path / name, form, threads=1)
-            assert name not in str(full.value)
-            del full
-            gc.collect()
-            assert list(scratch.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(scratch)], check=True)
+    for name in ("log.csv", "log.csv.gz", "log.parquet", "log.jsonl", "log.txt"):
+        form = "user-sequence" if name == "log.txt" else "auto"
+        with pytest.raises(ArtefactError, match=r"^Working space ran out \(.*\); free .* or set TMPDIR") as full:
+            Interactions.read(tmp_path / name, form, threads=1)
+        assert name not in str(full.value)
+        del full
+        gc.collect()
+        assert list(scratch.iterdir()) == []
 
 
 # DuckDB has 20 MB, the disk 40 MB: neither 4 million rows in memory nor the spilled rest have room.
@@ -64,31 +56,22 @@ sys.exit(main(["data", "prepare", sys.argv[1], "--out", sys.argv[2], "--quiet", 
 
 
 @pytest.mark.slow
-def test_a_full_scratch_disk_is_one_sentence(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    mounted = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(scratch)], capture_output=True
-    ).returncode == 0  # fmt: skip
-    if not mounted:
-        pytest.skip("a small disk can be mounted by root only")
-    try:
-        random = np.random.default_rng(0)
-        log = tmp_path / "log.csv"
-        columns = {name: random.integers(0, 10**6, 4_000_000) for name in ("user", "item", "timestamp")}
-        pyarrow.csv.write_csv(pa.table(columns), log)
-        run = subprocess.run(
-            [sys.executable, "-c", FULL_SCRATCH, str(log), str(tmp_path / "out")],
-            capture_output=True, text=True, env={**os.environ, "TMPDIR": str(scratch)},
-        )  # fmt: skip
-        assert run.returncode == 2, run.stderr
-        assert run.stderr.startswith("forethought: error: Working space ran out ("), run.stderr
-        assert "TMPDIR" in run.stderr
-        assert len(run.stderr.splitlines()) == 1
-        assert not (tmp_path / "out").exists()
-        assert list(scratch.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(scratch)], check=True)
+def test_a_full_scratch_disk_is_one_sentence(tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
+    scratch = small_disk("40m")
+    random = np.random.default_rng(0)
+    log = tmp_path / "log.csv"
+    columns = {name: random.integers(0, 10**6, 4_000_000) for name in ("user", "item", "timestamp")}
+    pyarrow.csv.write_csv(pa.table(columns), log)
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_SCRATCH, str(log), str(tmp_path / "out")],
+        capture_output=True, text=True, env={**os.environ, "TMPDIR": str(scratch)},
+    )  # fmt: skip
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.startswith("forethought: error: Working space ran out ("), run.stderr
+    assert "TMPDIR" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert list(scratch.iterdir()) == []
 
 
 def test_the_scratch_folder_goes_away_and_the_data_stay(tmp_path: Path) -> None:

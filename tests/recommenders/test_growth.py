@@ -14,7 +14,8 @@ from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError
 from forethought.recommenders.growth import grow_user
 from forethought.recommenders.knn import CooccurrenceKNN, CooccurrenceKNNConfig
-from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
+from forethought.recommenders.prefergrow.config import PreferGrowConfig
+from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.recommenders.run import Run
 
 from .logs import HELD_OUT, NUM_ITEMS, TRAINING
@@ -124,5 +125,5 @@ def test_a_knn_draws_no_chains_and_does_not_grow(tiny: Dataset) -> None:
             ask()
     with pytest.raises(ArtefactError, match=r"^some run holds a knn, which does not grow; name a PreferGrow run\.$"):
         grow_user(run, "user 0")
-    with pytest.raises(DataError, match="-1 chains cannot be drawn"):
+    with pytest.raises(DataError, match="chains is -1; it has to be a whole number of 0 or more"):
         run.recommend(["item 1"], chains=-1)

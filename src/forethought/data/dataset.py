@@ -190,6 +190,7 @@ class Dataset:
         with atomic_folder(path, replace=replace) as scratch:
             arrays = {}
             for name, array in self._arrays().items():
+                # plain numbers: nothing in an artefact is pickled, here and where it is read
                 np.save(scratch / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
                 arrays[name] = {"dtype": str(array.dtype), "length": len(array)}
             self.catalog.save(scratch / "items.parquet")

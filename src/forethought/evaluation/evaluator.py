@@ -102,6 +102,7 @@ class Evaluation:
         counts = np.stack([self.ranks.greater, self.ranks.ties], axis=2).reshape(len(self.ranks), 4)
         table = np.column_stack([self.owners, counts])
         with atomic_file(Path(folder) / f"{self.split}-ranks.npy") as scratch, scratch.open("wb") as file:
+            # plain numbers: nothing in an artefact is pickled, here and where it is read
             np.save(file, table.astype(np.int32), allow_pickle=False)
         with atomic_file(Path(folder) / f"{self.split}.json") as scratch:
             scratch.write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -75,5 +75,6 @@ def softmax_cross_entropy(hidden: Tensor, vectors: Tensor, target: Tensor, bias:
     dtype = product_dtype(vectors)
     with torch.autocast(hidden.device.type, enabled=False):
         hidden = hidden.to(vectors.dtype)
+        # torch does not annotate Function.apply
         loss: Tensor = _SoftmaxCrossEntropy.apply(hidden, vectors, bias, target, dtype)  # type: ignore[no-untyped-call]
     return loss

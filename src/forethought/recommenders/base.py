@@ -42,7 +42,7 @@ class RecommenderConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers
 
 
 @dataclass
-class RecommenderOutput(ModelOutput):  # type: ignore[misc]
+class RecommenderOutput(ModelOutput):  # type: ignore[misc]  # as above
     """What ``forward`` returns: the scalar ``loss``, a mean over the supervised targets."""
 
     loss: Tensor | None = None
@@ -55,7 +55,7 @@ class Recommendations(NamedTuple):
     scores: Tensor
 
 
-class Recommender(PreTrainedModel):  # type: ignore[misc]
+class Recommender(PreTrainedModel):  # type: ignore[misc]  # as above
     """A next-item model.
 
     A subclass defines ``forward`` (if it has parameters to train) and ``score``, and where its score is an inner

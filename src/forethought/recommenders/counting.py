@@ -91,8 +91,8 @@ class CountingRecommender(Recommender):
         return torch.float32
 
     def score_all(self, history: Tensor) -> Tensor:
-        """float ``[B, N]``, column j for item j + 1; ``history`` as for :meth:`score`."""
-        raise NotImplementedError
+        """float ``[B, N]``, column j for item j + 1; ``history`` as for :meth:`score`. Each baseline defines it."""
+        raise NotImplementedError(f"{type(self).__name__} has to define score_all.")
 
     def score(self, history: Tensor, candidates: Tensor | None = None) -> Tensor:
         scores = self.score_all(history)

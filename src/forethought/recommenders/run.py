@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +19,7 @@ import transformers
 from torch import Tensor
 
 from forethought.atomic import atomic_folder
+from forethought.data.arguments import check_whole
 from forethought.data.catalog import Catalog
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError, RecipeError
@@ -158,13 +158,9 @@ class Run:
     def _recommend(self, history: Tensor, k: int, exclude_seen: bool, chains: int, seed: int) -> list[Recommendation]:
         if not len(history):
             raise DataError("The history is empty; give at least one item.")
-        for name, number in (("k", k), ("chains", chains), ("seed", seed)):
-            if not isinstance(number, Integral):
-                raise DataError(f"{name} is {number!r}; it has to be a whole number.")
-        if k < 1:
-            raise DataError(f"{k} recommendations cannot be made; ask for at least one.")
-        if chains < 0:
-            raise DataError(f"{chains} chains cannot be drawn; ask for one at least, or for none.")
+        check_whole("k", k, least=1)
+        check_whole("chains", chains)
+        check_whole("seed", seed)
         rows = history[None].to(self.model.device)
         if chains:
             if not hasattr(self.model, "chain_scores"):

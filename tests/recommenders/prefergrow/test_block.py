@@ -18,9 +18,10 @@ from torch.testing import assert_close
 from forethought.data.catalog import Catalog
 from forethought.data.dataset import Dataset
 from forethought.errors import RecipeError
+from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.fused import Corruption, marginal_score_entropy
 from forethought.recommenders.prefergrow.kernels import FadingKernel
-from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
+from forethought.recommenders.prefergrow.model import PreferGrow
 
 from ..logs import NUM_ITEMS, make_dataset
 

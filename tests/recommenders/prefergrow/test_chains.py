@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
+from forethought.recommenders.prefergrow.config import PreferGrowConfig
+from forethought.recommenders.prefergrow.model import PreferGrow
 
 HISTORY = torch.tensor([[3, 1, 2, 0], [5, 4, 6, 1]])
 

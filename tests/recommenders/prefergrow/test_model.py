@@ -15,9 +15,10 @@ from torch.testing import assert_close
 from forethought.data.dataset import Dataset
 from forethought.nn.dropout import Dropout
 from forethought.recommenders.prefergrow import fused
+from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.fused import Corruption
 from forethought.recommenders.prefergrow.kernels import FadingKernel
-from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
+from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.recommenders.prefergrow.score_entropy import score_entropy_reference
 
 N, WIDTH = 8, 6

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from forethought.data.planted import plant
-from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
+from forethought.recommenders.prefergrow.config import PreferGrowConfig
+from forethought.recommenders.prefergrow.model import PreferGrow
 
 pytestmark = pytest.mark.slow
 

@@ -21,10 +21,11 @@ from forethought.data.dataset import Dataset
 from forethought.evaluation.ranking import rank_targets
 from forethought.recipes import shipped_recipes
 from forethought.recommenders.prefergrow import fused
+from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.fused import Corruption
 from forethought.recommenders.prefergrow.growing import LAST_TIME, analytic_step, grow
 from forethought.recommenders.prefergrow.kernels import FadingKernel
-from forethought.recommenders.prefergrow.model import PreferGrow, PreferGrowConfig
+from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.recommenders.prefergrow.schedules import Geometric
 from forethought.recommenders.prefergrow.score_entropy import score_entropy_reference
 from forethought.recommenders.run import build, read_recipe

@@ -230,6 +230,7 @@ def score_entropy(
     """
     dtype = product_dtype(vectors)
     with torch.autocast(query.device.type, enabled=False):
+        # torch does not annotate Function.apply
         loss: Tensor = _ScoreEntropy.apply(  # type: ignore[no-untyped-call]
             query.to(vectors.dtype), vectors, bias, kernel, noise, offset, dtype
         )
@@ -335,6 +336,7 @@ def _same_group(kernel: FadingKernel, states: Tensor) -> Tensor:
 def _apply(query: Tensor, vectors: Tensor, bias: Tensor | None, row_loss: RowLoss) -> Tensor:
     dtype = product_dtype(vectors)
     with torch.autocast(query.device.type, enabled=False):
+        # torch does not annotate Function.apply
         loss: Tensor = _CatalogLoss.apply(  # type: ignore[no-untyped-call]
             query.to(vectors.dtype), vectors, bias, row_loss, dtype
         )
