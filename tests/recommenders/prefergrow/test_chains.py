@@ -23,6 +23,7 @@ def marginal(num_items: int = 8, **keys: Any) -> PreferGrow:
     )
     nn.init.normal_(model.embedding.weight)
     nn.init.normal_(model.nonpreference_user)
+    model.head.mix.reset_parameters()  # a law that is not all on one item, as it is where the head is the identity
     return model.eval()
 
 

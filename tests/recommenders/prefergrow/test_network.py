@@ -63,6 +63,18 @@ def test_scores_follow_the_formula(method: ScoreMethod, kind: Literal["additive"
     assert_close(found.detach(), torch.stack(expected))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "method", "identity"), [(1, "oricos", True), (3, "oricos", False), (1, "diffcos", False)]
+)
+def test_a_head_that_reads_the_state_alone_begins_as_the_identity(
+    inputs: int, method: ScoreMethod, identity: bool
+) -> None:
+    head = ScoreHead(WIDTH, STATES, method, "additive", inputs * WIDTH, False, TEMPERATURE)
+    state = torch.randn(5, inputs * WIDTH)
+    query = head.query(state, None)
+    assert torch.equal(query, state[:, :WIDTH]) == identity
+
+
 def test_no_bias_and_no_state_where_there_is_none() -> None:
     head = randomised(ScoreHead(WIDTH, STATES, "diffcos", "additive", WIDTH, False, TEMPERATURE))
     user = torch.randn(4, WIDTH).double()

@@ -107,6 +107,11 @@ class ScoreHead(nn.Module):
             self.mix = nn.Identity()  # the output matrix reads the three parts directly
         else:
             self.mix = nn.Linear(inputs, width)
+            if inputs == width and method == "oricos":
+                # the state alone is read, and by a plain inner product: as a query it is good already, and learning
+                # from there takes half the epochs
+                nn.init.eye_(self.mix.weight)
+                nn.init.zeros_(self.mix.bias)
         if method == "untied":
             self.matrix = nn.Parameter(torch.randn(states, out) * out**-0.5)
         self.bias = nn.Parameter(torch.zeros(states)) if bias else None
