@@ -35,7 +35,7 @@ from forethought.evaluation.ranking import Ranks, rank_targets
 from forethought.recommenders.base import Recommender
 from forethought.recommenders.run import build, read_recipe
 from forethought.training.devices import find_precision
-from forethought.training.trainer import Trainer
+from forethought.training.ranking import RankingTrainer
 from report import Result
 
 HERE = Path(__file__).resolve().parent
@@ -132,7 +132,7 @@ def train(
     })  # fmt: skip
     model, clock = build(recipe, dataset), Clock()
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(model, dataset, recipe, Path(scratch), device="cpu", quiet=True, callbacks=[clock])
+        trainer = RankingTrainer(model, dataset, recipe, Path(scratch), device="cpu", quiet=True, callbacks=[clock])
         trainer.fit()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return clock.seconds, losses[-1] if losses else float("nan"), model

@@ -6,6 +6,8 @@ import difflib
 import os
 from pathlib import Path
 
+import yaml
+
 from forethought.errors import RecipeError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -45,3 +47,12 @@ def recipe_path(name: str | os.PathLike[str]) -> Path:
         f"There is no recipe file {os.fspath(name)!r}, and none of that name comes with forethought; "
         f"try {', '.join(near[:6])}."
     )
+
+
+def model_type(path: Path) -> str | None:
+    """The ``model.type`` of a recipe; None where the file does not say, which reading it in full will explain."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        return str(content["model"]["type"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return None

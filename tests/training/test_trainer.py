@@ -21,14 +21,14 @@ from forethought.evaluation.ranking import rank_targets
 from forethought.recommenders.run import build
 from forethought.training.checkpoints import checkpoints
 from forethought.training.devices import find_precision
+from forethought.training.ranking import RankingTrainer
 from forethought.training.recipe import Recipe
-from forethought.training.trainer import Trainer
 
 Change = Callable[..., Recipe]
 
 
-def fit(recipe: Recipe, data: Dataset, folder: Path, resume: bool = False, **options: Any) -> Trainer:
-    trainer = Trainer(build(recipe, data), data, recipe, folder, device="cpu", quiet=True, **options)
+def fit(recipe: Recipe, data: Dataset, folder: Path, resume: bool = False, **options: Any) -> RankingTrainer:
+    trainer = RankingTrainer(build(recipe, data), data, recipe, folder, device="cpu", quiet=True, **options)
     trainer.fit(resume)
     return trainer
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_done_is_said(recipe: Change, data: Dataset, folder: Path
     with pytest.raises(RecipeError, match=r"cannot train as recipe small asks: .*nosuch"):
         fit(recipe(training__report_to=["nosuch"]), data, folder)
     with pytest.raises(RecipeError, match="no device 'cuda:99'"):
-        Trainer(build(recipe(), data), data, recipe(), folder, device="cuda:99")
+        RankingTrainer(build(recipe(), data), data, recipe(), folder, device="cuda:99")
 
 
 def test_without_validation_cases_the_last_weights_are_kept(recipe: Change, data: Dataset, folder: Path):

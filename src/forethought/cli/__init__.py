@@ -40,12 +40,15 @@ results:
   recommend       the best next items after a history, or for a user
   grow            draw how a preference grows from noise
 
+language models that reason:
+  strength        predict and steer how long one thinks: collect, analyse, steer, overthink, efficient
+
 all at once:
   demo            prepare, train, evaluate, compare and report on bundled MovieLens
 """
 EPILOG = "'forethought COMMAND --help' tells the options of a command."
 
-COMMANDS = ("data", "train", "evaluate", "compare", "recommend", "grow", "tune", "demo")
+COMMANDS = ("data", "train", "evaluate", "compare", "recommend", "grow", "tune", "strength", "demo")
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _PLACE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}

@@ -27,7 +27,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from forethought.recommenders.run import train
+    from forethought.recipes import model_type, recipe_path
 
     # set by 'accelerate launch --num_processes N', which still starts one process where it finds no GPU and no MPI
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
@@ -37,15 +37,23 @@ def run(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     overrides = options.overrides if options.name is None else {**options.overrides, "name": options.name}
-    trained = train(
-        options.recipe,
-        out=options.out,
-        resume=options.resume,
-        seed=options.seed,
-        device=options.device,
-        threads=options.threads,
-        quiet=options.quiet,
-        overrides=overrides,
-    )
+    keywords = {
+        "out": options.out,
+        "resume": options.resume,
+        "seed": options.seed,
+        "device": options.device,
+        "threads": options.threads,
+        "quiet": options.quiet,
+        "overrides": overrides,
+    }
+    recipe = recipe_path(options.recipe)
+    if model_type(recipe) == "reasoner":
+        from forethought.reasoners.training import train_reasoner
+
+        folder = train_reasoner(recipe, **keywords)
+    else:
+        from forethought.recommenders.run import train
+
+        folder = train(recipe, **keywords).path
     if os.environ.get("RANK", "0") == "0":  # the last of several processes to end must not be the one that tells
-        print(trained.path)
+        print(folder)

@@ -28,7 +28,10 @@ from forethought.evaluation.ranking import kind_of
 from forethought.recipes import recipe_path
 from forethought.recommenders import MODELS, model_class
 from forethought.recommenders.base import Recommender, best_items, newest
-from forethought.recommenders.record import (
+from forethought.training.checkpoints import seal, verify
+from forethought.training.devices import find_device
+from forethought.training.recipe import Recipe
+from forethought.training.record import (
     check_same,
     is_main_process,
     new_record,
@@ -37,9 +40,6 @@ from forethought.recommenders.record import (
     run_folder,
     write_record,
 )
-from forethought.training.checkpoints import seal, verify
-from forethought.training.devices import find_device
-from forethought.training.recipe import Recipe
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -204,7 +204,7 @@ def train(
     Raises:
         RecipeError, DataError, ArtefactError: recipe, data or run folder are not what they have to be.
     """
-    from forethought.training.trainer import Trainer  # seconds to import, and opening a run does without
+    from forethought.training.ranking import RankingTrainer  # seconds to import, and opening a run does without
 
     recipe = read_recipe(recipe, overrides, seed)
     if recipe.data.path is None:
@@ -216,11 +216,11 @@ def train(
     recipe = dataclasses.replace(recipe, data=data)
     if threads is not None:
         torch.set_num_threads(threads)
-    record = new_record(recipe, dataset, find_device(device))
+    record = new_record(recipe, dataset.fingerprint, dataset.protocol, find_device(device))
     folder = run_folder(recipe, out, resume)
     if resume and (folder / "recipe.yaml").is_file():
         before = read_record(folder)
-        check_same(folder, Recipe.load(folder / "recipe.yaml", _config_class), recipe, dataset, before)
+        check_same(folder, Recipe.load(folder / "recipe.yaml", _config_class), recipe, dataset.fingerprint, before)
         if before["status"] == "finished":
             return Run.open(folder, device)
         record["started"] = before["started"]
@@ -234,7 +234,7 @@ def train(
         recipe.save(folder / "recipe.yaml")
     try:
         if record["parameters"]:
-            trainer = Trainer(model, dataset, recipe, folder, device=device, quiet=quiet)
+            trainer = RankingTrainer(model, dataset, recipe, folder, device=device, quiet=quiet)
             trainer.fit(resume)
             record |= {"processes": trainer.args.world_size, "seconds": record["seconds"] + trainer.seconds}
             record |= {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step}

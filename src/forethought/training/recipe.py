@@ -20,7 +20,7 @@ from forethought.errors import RecipeError
 
 FROM_DATA = ("num_items", "nonzeros")  # model sizes that the data decides, not the recipe
 Metric = Literal[
-    "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10", "mrr@20"
+    "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10", "mrr@20", "accuracy"
 ]  # fmt: skip
 Section = TypeVar("Section", "DataRecipe", "TrainingRecipe", "EvaluationRecipe")
 

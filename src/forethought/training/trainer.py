@@ -9,9 +9,10 @@ import shutil
 import time
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
@@ -20,11 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainingArguments
 
-from forethought.data.batches import LengthBuckets, TrainingExamples
-from forethought.data.dataset import Dataset
+from forethought.data.batches import LengthBuckets
 from forethought.errors import ArtefactError, RecipeError
-from forethought.evaluation.metrics import mean_metrics
-from forethought.evaluation.ranking import rank_targets
 from forethought.training.checkpoints import checkpoint_path, checkpoints, publish, seal, verify
 from forethought.training.devices import find_device, find_precision
 from forethought.training.ema import AverageWeights, ExponentialMovingAverage
@@ -36,18 +34,31 @@ AVERAGE = "average.safetensors"  # of the weights, beside model.safetensors in a
 LOG_STEPS = 50  # the running loss is brought from the device once in so many steps
 
 
+class Examples(Protocol):
+    """What is learned from: rows that turn into whole batches."""
+
+    lengths: Tensor  # int64, of each row
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        """A batch; its ``target``, int64 ``[B, L]``, is 0 where nothing is to be predicted."""
+        ...
+
+
 class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships no types for this base
-    """Trains a recommender as its recipe says.
+    """Trains a model as its recipe says; a subclass says what its validation is.
 
     The batches of the resumed epoch that were already used are skipped without being built; every process takes its
     share of each global batch, and the loss is divided by the number of targets of the whole optimiser step, so that
     accumulation and several processes give the loss of one process and one big batch.
 
     Args:
-        model: ``forward(history, target, num_targets)`` returns an output with ``loss``.
-        dataset: the prepared data; trained on its training part, selected on its validation part.
+        model: ``forward(**batch, num_targets)`` returns an output with ``loss``.
+        examples: what is learned from.
         recipe: what to do.
         folder: the run folder; checkpoints go to ``folder/checkpoints``, events to ``folder/log.jsonl``.
+        validates: whether there is anything to validate on.
         device: ``cpu``, ``cuda`` …; by default what accelerate finds.
         quiet: no progress bar.
         callbacks: further transformers callbacks.
@@ -61,25 +72,24 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
     def __init__(
         self,
         model: PreTrainedModel,
-        dataset: Dataset,
+        examples: Examples,
         recipe: Recipe,
         folder: Path,
         *,
+        validates: bool,
         device: str | None = None,
         quiet: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.recipe = recipe
         self.folder = Path(folder)
-        self.targets = dataset.targets("valid")
-        examples = TrainingExamples(dataset, model.config.max_length, recipe.data.targets)
-        arguments = training_arguments(recipe, self.folder / "checkpoints", device, evaluates=len(self.targets) > 0)
+        arguments = training_arguments(recipe, self.folder / "checkpoints", device, evaluates=validates)
         try:
             super().__init__(
                 model,
                 arguments,
                 train_dataset=examples,
-                eval_dataset=self.targets,
+                eval_dataset=[],  # the base class asks for one; what is validated is the subclass's
                 callbacks=[JsonLines(self.folder / "log.jsonl"), *(callbacks or [])],
             )
         except (RuntimeError, ValueError, ImportError) as error:
@@ -174,23 +184,16 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
     # -- validation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Rank the validation targets with the averaged weights, where there are any; ``{"valid/ndcg@10": …}``."""
+        """Validate with the averaged weights, where there are any; ``{"valid/ndcg@10": …}``."""
         with self.average.in_model() if self.average is not None else contextlib.nullcontext():
-            metrics = self._rank()
+            metrics = {f"valid/{name}": value for name, value in self.validate().items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _rank(self) -> dict[str, float]:
-        evaluation, processes = self.recipe.evaluation, self.args.world_size
-        rows = np.arange(self.args.process_index, len(self.targets), processes)
-        ranks = rank_targets(self.model, self.targets, batch_size=evaluation.batch_size, rows=rows)
-        metrics = mean_metrics(ranks)[f"seen_{evaluation.seen}"]
-        if processes > 1:
-            sums = torch.tensor(list(metrics.values()), device=self.args.device) * len(rows)
-            means = self.accelerator.reduce(sums) / len(self.targets)
-            metrics = dict(zip(metrics, means.tolist(), strict=True))
-        return {f"valid/{name}": value for name, value in metrics.items()}
+    def validate(self) -> dict[str, float]:
+        """The metrics of the model as it is, by name; all processes have to return the same."""
+        raise NotImplementedError
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         value = metrics[f"valid/{self.recipe.training.select_by}"]

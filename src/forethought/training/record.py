@@ -16,7 +16,6 @@ import transformers
 
 from forethought import __version__
 from forethought.atomic import atomic_file
-from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.runs import FORMAT, VERSION
 from forethought.training.devices import find_precision
@@ -54,8 +53,14 @@ def run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool)
     return folder
 
 
-def check_same(folder: Path, begun: Recipe, recipe: Recipe, dataset: Dataset, record: Mapping[str, Any]) -> None:
+def check_same(folder: Path, begun: Recipe, recipe: Recipe, fingerprint: str, record: Mapping[str, Any]) -> None:
     """A run goes on only with the recipe and the data it began with.
+
+    Args:
+        folder: of the run.
+        begun, recipe: what it was begun with, and what it is to go on with.
+        fingerprint: of the data it is to go on with.
+        record: what ``run.json`` holds.
 
     Raises:
         RecipeError, DataError: it is to go on with others.
@@ -67,7 +72,7 @@ def check_same(folder: Path, begun: Recipe, recipe: Recipe, dataset: Dataset, re
                 f"{folder} was begun with {key} {old.get(key)!r}, not {new.get(key)!r}; "
                 "resume it unchanged or choose another --out."
             )
-    if record["data"]["fingerprint"] != dataset.fingerprint:
+    if record["data"]["fingerprint"] != fingerprint:
         raise DataError(f"{recipe.data.path} is not the data {folder} was begun with; train on it in another --out.")
 
 
@@ -78,15 +83,15 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def new_record(recipe: Recipe, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """What ``run.json`` says when a run begins."""
+def new_record(recipe: Recipe, fingerprint: str, protocol: str, device: torch.device) -> dict[str, Any]:
+    """What ``run.json`` says when a run begins; ``fingerprint`` and ``protocol`` are the data's."""
     program = "forethought" if Path(sys.argv[0]).name in ("__main__.py", "forethought") else sys.argv[0]
     return {
         "format": FORMAT,
         "version": VERSION,
         "name": recipe.name,
         "model": recipe.model["type"],
-        "data": {"path": recipe.data.path, "fingerprint": dataset.fingerprint, "protocol": dataset.protocol},
+        "data": {"path": recipe.data.path, "fingerprint": fingerprint, "protocol": protocol},
         "seed": recipe.seed,
         "device": device.type,
         "machine": _machine(device),

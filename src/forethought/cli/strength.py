@@ -1,0 +1,228 @@
+"""``forethought strength``: predict, explain and change how long a language model thinks."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+STRENGTHS = [-0.2, -0.15, -0.1, -0.05, 0.05, 0.1, 0.15, 0.2]  # of the RSP paper
+
+
+def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "strength",
+        help="predict and steer how long a language model thinks",
+        description="Reasoning strength (Sheng et al. 2025): collect rollouts and prompt states, see whether the "
+        "states tell how long the model will think, find the direction of difficulty, steer along it, and choose a "
+        "setting that saves tokens. Every claim stands beside its controls.",
+    )
+    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
+
+    def step(name: str, text: str, run: Any) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = steps.add_parser(
+            name, parents=[common], allow_abbrev=False, help=text, description=text[0].upper() + text[1:] + "."
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = step("collect", "sample answers to problems and read the states at the ends of the prompts", collect)
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder; given again, it goes on")
+    add_model(sub)
+    sub.add_argument(
+        "--problems", metavar="FILE", help="JSON lines with question, answer, level; by default problems made here"
+    )
+    sub.add_argument("--number", type=int, default=300, metavar="N", help="of problems made here (default 300)")
+    sub.add_argument("--family", action="append", help="of problems made here; several times for several")
+    add_sampling(sub, 8)
+
+    sub = step("analyse", "fit length probes and difficulty directions, beside their controls", analyse)
+    _folder(sub)
+    sub.add_argument("--kind", choices=("ridge", "lasso", "quantile", "tobit"), default="ridge", help="of the probe")
+    sub.add_argument("--permutations", type=int, default=200, metavar="N", help="of every null (default 200)")
+
+    sub = step("steer", "think under a range of strengths, with random directions beside", steer)
+    _folder(sub)
+    sub.add_argument("--vectors", metavar="DIR", help="a direction; by default that of 'analyse'")
+    sub.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="λ")
+    sub.add_argument("--random", type=int, default=2, metavar="N", help="random directions beside (default 2)")
+    sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers a problem (default 1)")
+
+    sub = step("overthink", "detect before the first token which thoughts will be the longest", overthink)
+    _folder(sub)
+    sub.add_argument("--share", type=float, default=0.25, help="of problems that count as overthought (default 0.25)")
+
+    sub = step("efficient", "choose a setting that saves tokens, on problems that are not tested on", efficient)
+    _folder(sub)
+    sub.add_argument("--max-loss", type=float, default=0.01, metavar="A", help="accuracy given up at most (0.01)")
+    sub.add_argument("--budget", type=float, metavar="TOKENS", help="instead: the most accurate within so many tokens")
+    sub.add_argument("--vectors", metavar="DIR", help="a direction; by default that of 'analyse'")
+    sub.add_argument("--progress", metavar="DIR", help="a folder of 'forethought progress train', to overclock with")
+    sub.add_argument("--brief", default="Be brief.", metavar="TEXT", help="what asks for short thoughts")
+    sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers a problem (default 1)")
+
+
+def _folder(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("path", metavar="DIR", help="a folder of 'forethought strength collect'")
+    add_model(sub, default=None)
+
+
+def add_model(sub: argparse.ArgumentParser, default: str | None = "embedded") -> None:
+    told = "by default the one that comes with forethought" if default else "by default that of the collection"
+    sub.add_argument("--model", default=default, help=f"a folder or a name on the hub; {told}")
+    sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    sub.add_argument("--think", nargs=2, default=["<think>", "</think>"], metavar=("OPEN", "CLOSE"))
+    sub.add_argument("--instruction", default="", help="added to every question")
+
+
+def add_sampling(sub: argparse.ArgumentParser, samples: int) -> None:
+    sub.add_argument("--samples", type=int, default=samples, metavar="N", help=f"answers a problem ({samples})")
+    sub.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
+    sub.add_argument("--temperature", type=float, default=0.6)
+    sub.add_argument("--top-p", type=float, default=0.95)
+    sub.add_argument("--batch-size", type=int, default=64, metavar="N")
+
+
+def open_model(options: argparse.Namespace, settings: dict[str, Any] | None = None) -> Any:
+    import torch
+
+    from forethought.errors import ArtefactError
+    from forethought.instruments.fingerprint import fingerprint
+    from forethought.reasoners.reasoner import Reasoner
+    from forethought.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    name = options.model or (settings or {}).get("model", "embedded")
+    instruction = options.instruction or (settings or {}).get("instruction", "")
+    reasoner = Reasoner.open(
+        name, device=options.device, dtype=options.dtype, delimiters=tuple(options.think), instruction=instruction
+    )
+    if settings is not None and fingerprint(reasoner.model) != settings["fingerprint"]:
+        raise ArtefactError(f"{name} is not the model that {options.path} was collected with; name that with --model.")
+    return reasoner
+
+
+def collect(options: argparse.Namespace) -> None:
+    from forethought.data.problems import FAMILIES, draw_problems
+    from forethought.errors import DataError
+    from forethought.reasoners.rollouts import Sampling
+    from forethought.reasoners.strength.collection import Collection, read_problems
+
+    seed = options.seed or 0
+    if options.problems:
+        problems = read_problems(options.problems)
+    else:
+        families = tuple(options.family or FAMILIES)
+        if unknown := [name for name in families if name not in FAMILIES]:
+            raise DataError(f"There is no family {unknown[0]!r} of problems; choose from {', '.join(FAMILIES)}.")
+        problems = draw_problems(options.number, "test", seed, families=families)
+    sampling = Sampling(
+        options.samples, options.max_new_tokens, options.temperature, options.top_p, seed, options.batch_size
+    )
+    found = Collection.collect(options.out, open_model(options), problems, sampling, quiet=options.quiet)
+    tokens, censored = found.lengths()
+    print(
+        f"{len(problems)} problems, {tokens.size} rollouts: {tokens.mean():.1f} thinking tokens on average, "
+        f"{1 - censored.mean():.1%} ended.\n{found.path}"
+    )
+
+
+def analyse(options: argparse.Namespace) -> None:
+    from forethought.reasoners.strength import analysis, tables
+    from forethought.reasoners.strength.collection import Collection
+
+    found = Collection.open(options.path)
+    result = analysis.analyse(found, kind=options.kind, permutations=options.permutations, seed=options.seed or 0)
+    out = analysis.save(result, found, found.path / "analysis", command())
+    tables.show(tables.sites(result), tables.controls(result), tables.families(result))
+    print(out)
+
+
+def steer(options: argparse.Namespace) -> None:
+    from forethought.reasoners.strength import analysis, figures, knobs, sweep, tables
+    from forethought.reasoners.strength.collection import Collection
+
+    found = Collection.open(options.path)
+    reasoner = open_model(options, found.rollouts.settings)
+    vectors = analysis.steering_vectors(Path(options.vectors or found.path / "analysis" / "direction"), reasoner)
+    problems = [found.problems[index] for index in found.part("test")]
+    turned = [
+        knobs.direction_knob("direction", reasoner, vectors, options.strengths),
+        *knobs.random_knobs(reasoner, vectors, options.strengths, options.random, options.seed or 0),
+    ]
+    sampling = sweep.with_samples(tables.sampling_of(found), options.samples)
+    out = found.path / "steer"
+    out.mkdir(exist_ok=True)
+    outcomes = sweep.turn(reasoner, problems, sampling, turned, quiet=options.quiet)
+    strengths = sorted({0.0, *options.strengths})
+    logits = {"direction": sweep.end_logits(reasoner, problems, vectors, strengths)}
+    tables.save(out / "steer.json", {"command": command(), "outcomes": sweep.document(outcomes), "logits": logits})
+    figures.draw_sweep(outcomes, logits, out / "steer.png")
+    tables.show(tables.outcomes(outcomes))
+    print(out)
+
+
+def overthink(options: argparse.Namespace) -> None:
+    from forethought.reasoners.strength import overthink as detection
+    from forethought.reasoners.strength import tables
+    from forethought.reasoners.strength.collection import Collection
+
+    found = Collection.open(options.path)
+    result = detection.detect(found, share=options.share, seed=options.seed or 0)
+    out = detection.save(result, found, found.path / "overthink", command())
+    tables.show(tables.detector(result))
+    print(out)
+
+
+def efficient(options: argparse.Namespace) -> None:
+    from forethought.reasoners.strength import analysis, figures, knobs, sweep, tables
+    from forethought.reasoners.strength.collection import Collection
+    from forethought.reasoners.strength.ready import fit_ready, ready_knob
+
+    found = Collection.open(options.path)
+    reasoner = open_model(options, found.rollouts.settings)
+    vectors = analysis.steering_vectors(Path(options.vectors or found.path / "analysis" / "direction"), reasoner)
+    out = found.path / "efficient"
+    out.mkdir(exist_ok=True)
+    ready = fit_ready(found, reasoner, out / "cuts", seed=options.seed or 0)
+    mean = float(found.lengths()[0][found.part("fit")].mean())
+    turned = [
+        knobs.direction_knob("direction", reasoner, vectors, [-4, -2, -1, -0.5, -0.2, 0.2, 0.5, 1]),
+        *knobs.random_knobs(reasoner, vectors, [-2, -1], 1, options.seed or 0),
+        knobs.end_knob(reasoner, [-1, 0.5, 1, 2, 3, 4, 6, 8]),
+        knobs.budget_knob(reasoner, [max(int(mean * share), 1) for share in (0.4, 0.6, 0.8, 1.0, 1.3, 1.6)]),
+        knobs.brief_knob(options.brief),
+        ready_knob(reasoner, ready, [0.5, 0.7, 0.8, 0.9, 0.95, 0.98]),
+    ]
+    if options.progress:
+        theta = analysis.steering_vectors(Path(options.progress) / "tpv", reasoner, "tpv", norm=True)["norm"]
+        turned.append(knobs.norm_knob("overclocking", reasoner, theta, [-50, -20, -5, 5, 10, 20, 50, 100]))
+    sampling = sweep.with_samples(tables.sampling_of(found), options.samples)
+    outcomes = {
+        part: sweep.turn(
+            reasoner, [found.problems[index] for index in found.part(part)], sampling, turned,
+            cache=out / f"{part}.jsonl", quiet=options.quiet,
+        )
+        for part in ("choose", "test")
+    }  # fmt: skip
+    choices = sweep.choose(outcomes["choose"], outcomes["test"], max_loss=options.max_loss, budget=options.budget)
+    tables.save(
+        out / "efficient.json",
+        {
+            "command": command(),
+            "ready": {"site": ready.site, **ready.numbers},
+            "outcomes": {part: sweep.document(done) for part, done in outcomes.items()},
+            "choices": tables.choices_document(choices),
+        },
+    )
+    figures.draw_frontier(outcomes["test"], out / "frontier.png", choices["best"].tested)
+    tables.show(tables.outcomes(outcomes["test"]), tables.choices(choices))
+    print(out)
+
+
+def command() -> str:
+    return shlex.join(["forethought", *sys.argv[1:]])

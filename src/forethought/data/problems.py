@@ -1,0 +1,232 @@
+"""Problems with exact answers and honest worked traces, made on the spot: what the embedded reasoner learns from.
+
+Every problem is text in and text out. Its trace holds the *necessary* steps, each of which can be computed from what
+stands before it, and then *redundant* checks, which repeat steps that were right already. So how much of a thought
+could be saved is known exactly. Levels 1 to 5 are ranges of the number of necessary steps.
+
+In ``sum`` and ``expression`` that number can be read off the length of the question. In ``gcd``, ``collatz`` and
+``chase`` it cannot: the question is as long whatever it takes to answer it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
+
+import numpy as np
+
+from forethought.errors import DataError
+
+Family = Literal["sum", "expression", "gcd", "collatz", "chase"]
+Split = Literal["train", "valid", "test"]
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
+HIDDEN: tuple[Family, ...] = ("gcd", "collatz", "chase")  # families whose questions do not tell how long they take
+LEVELS = (1, 2, 3, 4, 5)
+BRIEF = "Be brief."
+
+# the necessary steps of each level, both ends within it
+STEPS: dict[Family, tuple[tuple[int, int], ...]] = {
+    "sum": ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10)),
+    "expression": ((1, 2), (3, 3), (4, 4), (5, 5), (6, 7)),
+    "gcd": ((2, 3), (4, 5), (6, 7), (8, 9), (10, 12)),
+    "collatz": ((1, 3), (4, 6), (7, 9), (10, 13), (14, 18)),
+    "chase": ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10)),
+}
+_PAIRS = 12  # of a chase, whatever its level
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# of each level: a check is added with this probability for every one of 2 n chances, n the number of necessary steps
+_CHECKS = (0.3, 0.375, 0.45, 0.525, 0.6)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question, its exact answer, and how to get there.
+
+    Attributes:
+        family, level: of what kind, and how hard, 1 to 5.
+        question: the user's message.
+        steps: the necessary steps in order, one line each.
+        answer: as it has to stand in the box.
+    """
+
+    family: str
+    level: int
+    question: str
+    steps: tuple[str, ...]
+    answer: str
+
+    @property
+    def split(self) -> Split:
+        """The part this question belongs to, by a hash of its text: 80 % train, 10 % valid, 10 % test."""
+        digest = hashlib.sha256(self.question.encode()).digest()[0] % 10
+        return "test" if digest == 0 else "valid" if digest == 1 else "train"
+
+    def trace(self, checks: int = 0) -> str:
+        """The thought, between the newline after ``<think>`` and ``</think>``: the steps, then ``checks`` of them
+        again in the same order, over and over."""
+        again = (f"Wait {self.steps[i % len(self.steps)]}" for i in range(checks))
+        return "".join(f"{line}\n" for line in (*self.steps, *again))
+
+    def draw_checks(self, random: np.random.Generator, planned: bool = True) -> int:
+        """How many checks a trace of this problem has: binomial, on average 0.6 n to 1.2 n by level for n steps.
+
+        ``planned=False`` is the null world, in which their number has nothing to do with the question (0 to 20).
+        """
+        if not planned:
+            return int(random.integers(0, 21))
+        return int(random.binomial(2 * len(self.steps), _CHECKS[self.level - 1]))
+
+
+def draw_problem(family: Family, level: int, split: Split, random: np.random.Generator) -> Problem:
+    """A problem of this family, level and part.
+
+    Raises:
+        DataError: there is no such family or level.
+    """
+    if family not in FAMILIES:
+        raise DataError(f"There is no family {family!r} of problems; choose from {', '.join(FAMILIES)}.")
+    if level not in LEVELS:
+        raise DataError(f"level is {level!r}; problems have the levels 1 to 5.")
+    low, high = STEPS[family][level - 1]
+    while True:
+        found = _DRAW[family](int(random.integers(low, high + 1)), random)
+        if found is not None and low <= len(found[1]) <= high:
+            problem = Problem(family, level, *found)
+            if problem.split == split:
+                return problem
+
+
+def draw_problems(
+    number: int, split: Split, seed: int, *, families: tuple[Family, ...] = FAMILIES, levels: tuple[int, ...] = LEVELS
+) -> list[Problem]:
+    """``number`` problems, families and levels in turn; different questions as far as there are enough of them."""
+    random = np.random.default_rng((seed, ("train", "valid", "test").index(split)))
+    found: dict[str, Problem] = {}
+    cells = [(family, level) for level in levels for family in families]
+    attempts = 0
+    while len(found) < number and attempts < 50 * number:
+        family, level = cells[len(found) % len(cells)]
+        problem = draw_problem(family, level, split, random)
+        found.setdefault(problem.question, problem)
+        attempts += 1
+    return list(found.values())
+
+
+_Drawn = tuple[str, tuple[str, ...], str]
+
+
+def _sum(steps: int, random: np.random.Generator) -> _Drawn | None:
+    terms = [int(term) for term in random.integers(1, 10, steps + 1)]
+    lines, total = [], terms[0]
+    for term in terms[1:]:
+        lines.append(f"{total}+{term}={total + term}")
+        total += term
+    return "sum " + " ".join(map(str, terms)), tuple(lines), str(total)
+
+
+def _expression(steps: int, random: np.random.Generator) -> _Drawn | None:
+    lines: list[str] = []
+
+    def build(operations: int) -> tuple[str, int] | None:
+        if operations == 0:
+            number = int(random.integers(1, 10))
+            return str(number), number
+        left_share = int(random.integers(0, operations))
+        left = build(left_share)
+        right = build(operations - 1 - left_share) if left is not None else None
+        if left is None or right is None:
+            return None
+        sign = "+-*"[int(random.integers(3))]
+        value = {"+": left[1] + right[1], "-": left[1] - right[1], "*": left[1] * right[1]}[sign]
+        if not 0 <= value <= 99 or (sign == "*" and min(left[1], right[1]) > 9):
+            return None
+        lines.append(f"{left[1]}{sign}{right[1]}={value}")
+        return f"({left[0]}{sign}{right[0]})", value
+
+    built = build(steps)
+    return None if built is None else (built[0], tuple(lines), str(built[1]))
+
+
+def _gcd(steps: int, random: np.random.Generator) -> _Drawn | None:
+    pairs = _gcd_pairs()[steps]
+    first, second = pairs[int(random.integers(len(pairs)))]
+    return f"gcd {first} {second}", _subtractions(first, second), str(math.gcd(first, second))
+
+
+def _subtractions(first: int, second: int) -> tuple[str, ...]:
+    lines = []
+    while first != second:
+        first, second = max(first, second), min(first, second)
+        lines.append(f"{first}-{second}={first - second}")
+        first -= second
+    return tuple(lines)
+
+
+@cache
+def _gcd_pairs() -> dict[int, list[tuple[int, int]]]:
+    """All pairs below 200, by the number of subtractions they take."""
+    pairs: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for first in range(1, 200):
+        for second in range(1, 200):
+            pairs[len(_subtractions(first, second))].append((first, second))
+    return pairs
+
+
+def _collatz(steps: int, random: np.random.Generator) -> _Drawn | None:
+    starts = _collatz_starts()[steps]
+    start, below = starts[int(random.integers(len(starts)))]
+    lines, value = [], start
+    for step in range(1, steps + 1):
+        value = _collatz_step(value)
+        lines.append(f"{step}:{value}")
+    return f"collatz {start} below {below}", tuple(lines), str(steps)
+
+
+def _collatz_step(value: int) -> int:
+    return value // 2 if value % 2 == 0 else 3 * value + 1
+
+
+@cache
+def _collatz_starts() -> dict[int, list[tuple[int, int]]]:
+    """Starts below 1000 and bounds below 100, by the steps from one to under the other in three digits."""
+    starts: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for start in range(10, 1000):
+        value, steps, lowest = start, 0, start
+        while value < 1000 and steps < STEPS["collatz"][-1][1] and lowest > 1:
+            value, steps = _collatz_step(value), steps + 1
+            if value < lowest and value < 1000:
+                starts[steps] += [(start, below) for below in range(value + 1, min(lowest, 99) + 1)]
+                lowest = value
+    return starts
+
+
+def _chase(steps: int, random: np.random.Generator) -> _Drawn | None:
+    letters = [_LETTERS[i] for i in random.permutation(len(_LETTERS))]
+    path = letters[: steps + 1]
+    rest = letters[steps + 1 :]
+    pairs = [(path[i], path[i + 1]) for i in range(steps)]
+    lines = tuple(f"{a}>{b}" for a, b in pairs)
+    while len(pairs) < _PAIRS:  # the rest are chains of their own, of two or three links
+        links = min(int(random.integers(1, 4)), _PAIRS - len(pairs), len(rest) - 1)
+        pairs += [(rest[i], rest[i + 1]) for i in range(links)]
+        rest = rest[links + 1 :]
+        if len(rest) < 2 and len(pairs) < _PAIRS:
+            return None
+    order = random.permutation(len(pairs))
+    shown = " ".join("".join(pairs[i]) for i in order)
+    return f"chase {path[0]} in {shown}", lines, path[-1]
+
+
+_DRAW: dict[Family, Callable[[int, np.random.Generator], _Drawn | None]] = {
+    "sum": _sum,
+    "expression": _expression,
+    "gcd": _gcd,
+    "collatz": _collatz,
+    "chase": _chase,
+}

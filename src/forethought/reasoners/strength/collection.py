@@ -1,0 +1,150 @@
+"""What all of reasoning strength is made of: rollouts of problems, and the states at the ends of their prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from forethought.data.problems import Problem
+from forethought.errors import ArtefactError, DataError
+from forethought.instruments.capture import Transcript, capture
+from forethought.instruments.sites import Stack
+from forethought.instruments.states import States
+from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.rollouts import Rollouts, Sampling
+
+Part = Literal["fit", "choose", "test"]
+PARTS: tuple[Part, ...] = ("fit", "choose", "test")
+SHARES = (0.5, 0.2, 0.3)  # of the problems in each part
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Rollouts and prompt states in one folder.
+
+    Problems are dealt into parts by the seed of the sampling: probes and directions are made on ``fit``, whatever has
+    to be chosen is chosen on ``choose``, and what is reported was measured on ``test``.
+
+    Attributes:
+        path: the folder.
+        rollouts: several of each problem.
+        states: a row a problem, at the last position of its prompt, at every site.
+    """
+
+    path: Path
+    rollouts: Rollouts
+    states: States
+
+    @classmethod
+    def collect(
+        cls,
+        out: str | os.PathLike[str],
+        reasoner: Reasoner,
+        problems: Sequence[Problem],
+        sampling: Sampling,
+        *,
+        quiet: bool = True,
+    ) -> Collection:
+        """Answer the problems and read the states; given again, it goes on where it was stopped.
+
+        Raises:
+            ArtefactError: the folder holds another collection, or cannot be written.
+            DataError: too few problems.
+        """
+        if len(problems) < 20:
+            raise DataError(f"There are {len(problems)} problems; to fit, choose and test it takes at least 20.")
+        out = Path(out)
+        rollouts = Rollouts.collect(out / "rollouts", reasoner, problems, sampling, quiet=quiet)
+        stack = Stack.of(reasoner.model)
+        transcripts = [
+            Transcript(reasoner.prompt(problem.question), problem=index) for index, problem in enumerate(problems)
+        ]
+        states = capture(
+            reasoner.model, transcripts, stack.sites(), "last-prompt", out / "states",
+            delimiters=reasoner.delimiters, stack=stack, quiet=quiet,
+        )  # fmt: skip
+        return cls(out, rollouts, states)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Collection:
+        """Open a folder that ``forethought strength collect`` made.
+
+        Raises:
+            ArtefactError: it is missing, unfinished or damaged.
+        """
+        path = Path(path)
+        if not (path / "rollouts").is_dir():
+            raise ArtefactError(
+                f"{path} holds no collection; make one with 'forethought strength collect --out {path}'."
+            )
+        return cls(path, Rollouts.open(path / "rollouts"), States.open(path / "states"))
+
+    @property
+    def problems(self) -> list[Problem]:
+        """That were asked, in order."""
+        return self.rollouts.problems
+
+    def part(self, name: Part) -> npt.NDArray[np.int64]:
+        """The problems of a part, as sorted indices."""
+        number = len(self.problems)
+        order = np.random.default_rng((self.rollouts.settings["sampling"]["seed"], number)).permutation(number)
+        first, second = round(SHARES[0] * number), round((SHARES[0] + SHARES[1]) * number)
+        return np.sort(np.split(order, [first, second])[PARTS.index(name)])
+
+    def lengths(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Thinking tokens, and whether they are lower bounds; both ``[problems, samples]``."""
+        shape = (len(self.problems), -1)
+        rollouts = self.rollouts.rollouts
+        tokens = np.array([rollout.thinking_tokens for rollout in rollouts], dtype=np.float64).reshape(shape)
+        return tokens, np.array([not rollout.ended for rollout in rollouts]).reshape(shape)
+
+    def provenance(self) -> dict[str, Any]:
+        """What an artefact made of this says of it."""
+        settings = self.rollouts.settings
+        return {
+            "rollouts": self.rollouts.digest,
+            "problems": len(self.problems),
+            "sampling": settings["sampling"],
+            "instruction": settings["instruction"],
+            "parts": dict(zip(PARTS, SHARES, strict=True)),
+        }
+
+
+def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
+    """Problems from JSON lines with ``question`` or ``problem``, ``answer``, and if there are ``level`` and ``family``.
+
+    A level may be a number or end in one (``Level 3``). Rows without a level have level 0 and take no part in
+    directions between levels.
+
+    Raises:
+        DataError: the file is missing or not of this form; names the line and the key.
+    """
+    path, problems = Path(path), []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number} is no object; give one with question and answer.")
+        question = row.get("question", row.get("problem"))
+        for key, value in (("question", question), ("answer", row.get("answer"))):
+            if not isinstance(value, str | int | float) or not str(value).strip():
+                raise DataError(f"{path}, line {number}: {key} is {value!r}; it has to be text.")
+        digits = "".join(c for c in str(row.get("level", "")) if c.isdigit())
+        family = str(row.get("family", row.get("subject", path.stem)))
+        problems.append(Problem(family, int(digits or 0), str(question), (), str(row["answer"])))
+    return problems

@@ -1,0 +1,184 @@
+"""Turn the knobs: the sweep of a direction beside its controls, and the choice of a setting that saves tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from forethought.atomic import atomic_file
+from forethought.data.problems import Problem
+from forethought.errors import DataError
+from forethought.instruments.sites import Site
+from forethought.instruments.steering import Steering
+from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.rollouts import Sampling
+from forethought.reasoners.strength.analysis import clean
+from forethought.reasoners.strength.knobs import Knob, Outcome, run
+
+
+def turn(
+    reasoner: Reasoner,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    knobs: Iterable[Knob],
+    *,
+    cache: Path | None = None,
+    quiet: bool = True,
+) -> list[Outcome]:
+    """The unchanged model, then every value of every knob, on the same problems.
+
+    Args:
+        reasoner, problems, sampling: who answers what, and how.
+        knobs: to turn.
+        cache: a JSON-lines file of outcomes; those that are there are not measured again.
+        quiet: no progress bar.
+    """
+    jobs: list[tuple[Knob | None, float]] = [(None, 0.0)]
+    jobs += [(knob, value) for knob in knobs for value in knob.values]
+    known: dict[tuple[str, float], Outcome] = {}
+    if cache is not None and cache.is_file():
+        for line in cache.read_text(encoding="utf-8").splitlines():
+            found = Outcome(**json.loads(line))
+            known[found.knob, found.value] = found
+    outcomes = []
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("turning knobs", total=len(jobs))
+        for knob, value in jobs:
+            name = knob.name if knob is not None else "none"
+            progress.update(task, description=f"{name} {value:g}")
+            if (name, value) not in known:
+                known[name, value] = run(reasoner, problems, sampling, knob, value)
+                if cache is not None:
+                    with atomic_file(cache) as scratch:  # whole after every outcome, whenever it is stopped
+                        lines = (json.dumps(clean(asdict(found))) for found in known.values())
+                        scratch.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            outcomes.append(known[name, value])
+            progress.advance(task)
+    return outcomes
+
+
+@torch.no_grad()
+def end_logits(
+    reasoner: Reasoner,
+    problems: Sequence[Problem],
+    vectors: dict[Site, torch.Tensor],
+    strengths: Sequence[float],
+    batch_size: int = 64,
+) -> dict[str, list[float]]:
+    """The logit that ends the thought, at the position of its first token, by strength, as means over problems.
+
+    Beside it the mean logit of all tokens (``mean``) and of the end of the text (``stop``). It shifts whether or not
+    lengths do, so it is no evidence that they will.
+    """
+    end, stop = reasoner.delimiters.close[-1], reasoner.tokenizer.eos_token_id
+    prompts = sorted((reasoner.prompt(problem.question) for problem in problems), key=len)
+    found: dict[str, list[float]] = {"strength": [], "end": [], "stop": [], "mean": []}
+    for strength in strengths:
+        sums = np.zeros(3)
+        for start in range(0, len(prompts), batch_size):
+            batch = reasoner.tokenizer.pad({"input_ids": prompts[start : start + batch_size]}, return_tensors="pt")
+            batch = {key: value.to(reasoner.model.device) for key, value in batch.items()}
+            with Steering(vectors, strength).applied(reasoner.model, reasoner.delimiters):
+                logits = reasoner.model(**batch).logits[:, -1].float()
+            sums += [float(logits[:, end].sum()), float(logits[:, stop].sum()), float(logits.mean(dim=1).sum())]
+        for key, value in zip(("end", "stop", "mean"), sums / len(prompts), strict=True):
+            found[key].append(float(value))
+        found["strength"].append(float(strength))
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen on some problems and measured on others.
+
+    Attributes:
+        knob, value: of it; ``none`` where nothing kept to the conditions.
+        chosen_on: its outcome where it was chosen.
+        tested: its outcome on the test problems.
+        saved: share of the unchanged model's mean thinking tokens, on the test problems, with bootstrap bounds over
+            problems.
+        lost: accuracy of the unchanged model minus this one's, likewise.
+    """
+
+    knob: str
+    value: float
+    chosen_on: Outcome
+    tested: Outcome
+    saved: tuple[float, float, float]
+    lost: tuple[float, float, float]
+
+
+def choose(
+    on: Sequence[Outcome], tested: Sequence[Outcome], *, max_loss: float | None = 0.01, budget: float | None = None
+) -> dict[str, Choice]:
+    """The best value of every knob, and under ``best`` the best of all; chosen on ``on``, told of ``tested``.
+
+    Args:
+        on, tested: outcomes of the same settings, the unchanged model among them.
+        max_loss: with no budget: the fewest tokens at an accuracy at most so far below the unchanged model's.
+        budget: the most accurate setting whose mean thought is at most so many tokens.
+
+    Raises:
+        DataError: a setting was not tested.
+    """
+    after = {(outcome.knob, outcome.value): outcome for outcome in tested}
+    if missing := [(found.knob, found.value) for found in on if (found.knob, found.value) not in after]:
+        raise DataError(f"The setting {missing[0]} was not tested; test the settings that were chosen from.")
+    plain = next(outcome for outcome in on if outcome.knob == "none")
+    choices = {}
+    names = [name for name in dict.fromkeys(outcome.knob for outcome in on) if name != "none"]
+    for name in ["best", *names]:
+        pool = [plain, *(found for found in on if name in ("best", found.knob) and found.knob != "none")]
+        if name == "best":
+            pool = [found for found in pool if not found.knob.startswith("random")]
+        if budget is not None:
+            allowed = [found for found in pool if found.numbers["mean"] <= budget]
+            best = max(allowed, key=lambda found: found.numbers["accuracy"], default=plain)
+        else:
+            least = plain.numbers["accuracy"] - (max_loss or 0.0)
+            allowed = [found for found in pool if found.numbers["accuracy"] >= least]
+            best = min(allowed, key=lambda found: found.numbers["mean"])
+        end = after[best.knob, best.value]
+        saved, lost = against(after["none", 0.0], end)
+        choices[name] = Choice(best.knob, best.value, best, end, saved, lost)
+    return choices
+
+
+def against(plain: Outcome, other: Outcome, draws: int = 2000) -> tuple[Any, Any]:
+    """Share of tokens saved, and accuracy lost, each with 95 % bounds of a bootstrap over problems.
+
+    Lengths of thoughts that never ended count as far as they were watched.
+    """
+    tokens = np.array([np.mean(plain.tokens, axis=1), np.mean(other.tokens, axis=1)])
+    right = np.array([np.mean(plain.correct, axis=1), np.mean(other.correct, axis=1)])
+    pick = np.random.default_rng(0).integers(tokens.shape[1], size=(draws, tokens.shape[1]))
+    drawn = tokens[:, pick].mean(axis=2)
+    saved = [1 - tokens[1].mean() / tokens[0].mean(), *np.quantile(1 - drawn[1] / drawn[0], [0.025, 0.975])]
+    fallen = (right[0] - right[1])[pick].mean(axis=1)
+    lost = [(right[0] - right[1]).mean(), *np.quantile(fallen, [0.025, 0.975])]
+    return tuple(map(float, saved)), tuple(map(float, lost))
+
+
+def plain_of(outcomes: Sequence[Outcome]) -> Outcome:
+    """The unchanged model's."""
+    return next(outcome for outcome in outcomes if outcome.knob == "none")
+
+
+def document(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """For JSON, without what was measured of each problem."""
+    return [clean({"knob": o.knob, "value": o.value, **o.numbers}) for o in outcomes]
+
+
+def with_samples(sampling: Sampling, samples: int, temperature: float | None = None) -> Sampling:
+    """The sampling of a collection, for other numbers of samples."""
+    changed = replace(sampling, samples=samples)
+    return changed if temperature is None else replace(changed, temperature=temperature)
