@@ -8,13 +8,13 @@ import platform
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from forethought import __version__
 from forethought.atomic import atomic_file
 from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.runs import FORMAT, VERSION
@@ -98,7 +98,7 @@ def new_record(recipe: Recipe, fingerprint: str, protocol: str, device: torch.de
         "precision": find_precision(recipe.training.precision, device),
         "threads": torch.get_num_threads(),
         "versions": {
-            "forethought": __version__,
+            "forethought": version("forethought"),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
