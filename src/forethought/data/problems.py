@@ -1,7 +1,7 @@
 """Problems with exact answers and honest worked traces, made on the spot: what the embedded reasoner learns from.
 
-Every problem is text in and text out. Its trace holds the *necessary* steps, each of which can be computed from what
-stands before it, and then *redundant* checks, which repeat steps that were right already. So how much of a thought
+Every problem is text in and text out. Its trace holds the *necessary* steps, each of which rewrites what stands before
+it by one operation, and then *redundant* checks, which repeat steps that were right already. So how much of a thought
 could be saved is known exactly. Levels 1 to 5 are ranges of the number of necessary steps.
 
 In ``sum`` and ``expression`` that number can be read off the length of the question. In ``gcd``, ``collatz`` and
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,13 +33,14 @@ BRIEF = "Be brief."
 
 # the necessary steps of each level, both ends within it
 STEPS: dict[Family, tuple[tuple[int, int], ...]] = {
-    "sum": ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10)),
-    "expression": ((1, 2), (3, 3), (4, 4), (5, 5), (6, 7)),
+    "sum": ((1, 2), (3, 3), (4, 4), (5, 5), (6, 7)),
+    "expression": ((1, 2), (3, 3), (4, 4), (5, 5), (6, 6)),
     "gcd": ((2, 3), (4, 5), (6, 7), (8, 9), (10, 12)),
     "collatz": ((1, 3), (4, 6), (7, 9), (10, 13), (14, 18)),
-    "chase": ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10)),
+    "chase": ((1, 2), (3, 4), (5, 6), (7, 7), (8, 8)),
 }
-_PAIRS = 12  # of a chase, whatever its level
+_PAIRS = 10  # of a chase, whatever its level
+_INNERMOST = re.compile(r"\((\d+)([-+*])(\d+)\)")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # of each level: a check is added with this probability for every one of 2 n chances, n the number of necessary steps
 _CHECKS = (0.3, 0.375, 0.45, 0.525, 0.6)
@@ -123,34 +125,30 @@ _Drawn = tuple[str, tuple[str, ...], str]
 
 def _sum(steps: int, random: np.random.Generator) -> _Drawn | None:
     terms = [int(term) for term in random.integers(1, 10, steps + 1)]
-    lines, total = [], terms[0]
-    for term in terms[1:]:
-        lines.append(f"{total}+{term}={total + term}")
-        total += term
-    return "sum " + " ".join(map(str, terms)), tuple(lines), str(total)
+    question, lines = "sum " + " ".join(map(str, terms)), []
+    while len(terms) > 1:
+        terms = [terms[0] + terms[1], *terms[2:]]
+        lines.append(" ".join(map(str, terms)))
+    return question, tuple(lines), str(terms[0])
 
 
 def _expression(steps: int, random: np.random.Generator) -> _Drawn | None:
-    lines: list[str] = []
-
-    def build(operations: int) -> tuple[str, int] | None:
+    def build(operations: int) -> str:
         if operations == 0:
-            number = int(random.integers(1, 10))
-            return str(number), number
-        left_share = int(random.integers(0, operations))
-        left = build(left_share)
-        right = build(operations - 1 - left_share) if left is not None else None
-        if left is None or right is None:
-            return None
-        sign = "+-*"[int(random.integers(3))]
-        value = {"+": left[1] + right[1], "-": left[1] - right[1], "*": left[1] * right[1]}[sign]
-        if not 0 <= value <= 99 or (sign == "*" and min(left[1], right[1]) > 9):
-            return None
-        lines.append(f"{left[1]}{sign}{right[1]}={value}")
-        return f"({left[0]}{sign}{right[0]})", value
+            return str(random.integers(1, 10))
+        inside = int(random.integers(operations))
+        return f"({build(inside)}{'+-*'[random.integers(3)]}{build(operations - 1 - inside)})"
 
-    built = build(steps)
-    return None if built is None else (built[0], tuple(lines), str(built[1]))
+    question, lines = build(steps), []
+    text = question
+    while (found := _INNERMOST.search(text)) is not None:
+        left, sign, right = int(found[1]), found[2], int(found[3])
+        value = left + right if sign == "+" else left - right if sign == "-" else left * right
+        if not 0 <= value <= 99 or (sign == "*" and max(left, right) > 9):
+            return None
+        text = text[: found.start()] + str(value) + text[found.end() :]
+        lines.append(text)
+    return question, tuple(lines), text
 
 
 def _gcd(steps: int, random: np.random.Generator) -> _Drawn | None:
@@ -162,18 +160,17 @@ def _gcd(steps: int, random: np.random.Generator) -> _Drawn | None:
 def _subtractions(first: int, second: int) -> tuple[str, ...]:
     lines = []
     while first != second:
-        first, second = max(first, second), min(first, second)
-        lines.append(f"{first}-{second}={first - second}")
-        first -= second
+        first, second = (first - second, second) if first > second else (first, second - first)
+        lines.append(f"{first} {second}")
     return tuple(lines)
 
 
 @cache
 def _gcd_pairs() -> dict[int, list[tuple[int, int]]]:
-    """All pairs below 200, by the number of subtractions they take."""
+    """All pairs below 100, by the number of subtractions they take."""
     pairs: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for first in range(1, 200):
-        for second in range(1, 200):
+    for first in range(1, 100):
+        for second in range(1, 100):
             pairs[len(_subtractions(first, second))].append((first, second))
     return pairs
 
@@ -219,7 +216,7 @@ def _chase(steps: int, random: np.random.Generator) -> _Drawn | None:
         if len(rest) < 2 and len(pairs) < _PAIRS:
             return None
     order = random.permutation(len(pairs))
-    shown = " ".join("".join(pairs[i]) for i in order)
+    shown = " ".join(">".join(pairs[i]) for i in order)
     return f"chase {path[0]} in {shown}", lines, path[-1]
 
 

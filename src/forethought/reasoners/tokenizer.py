@@ -31,8 +31,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    merges = [("Ġ", letter) for letter in letters]  # a space and a letter are one token
+    merges = [("Ġ", "Ġ")]  # a BPE has to have one; llama.cpp reads none without
     added = [END, START, STOP, OPENING, CLOSING, *_WORDS]
     pieces = [*added, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(merge) for merge in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges))
