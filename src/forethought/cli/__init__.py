@@ -39,6 +39,7 @@ results:
   compare         leaderboard of several runs: table, Markdown, JSON, HTML report
   recommend       the best next items after a history, or for a user
   grow            draw how a preference grows from noise
+  probe           does it need to think on; steer how popular it recommends
 
 language models that reason:
   strength        predict and steer how long one thinks: collect, analyse, steer, overthink, efficient
@@ -48,7 +49,7 @@ all at once:
 """
 EPILOG = "'forethought COMMAND --help' tells the options of a command."
 
-COMMANDS = ("data", "train", "evaluate", "compare", "recommend", "grow", "tune", "strength", "demo")
+COMMANDS = ("data", "train", "evaluate", "compare", "recommend", "grow", "tune", "probe", "strength", "demo")
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _PLACE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}

@@ -113,6 +113,19 @@ class CausalEncoder(nn.Module):
         final: Tensor = self.final_norm(self.blocks[-1](states, position))
         return final
 
+    def layers(self, vectors: Tensor, position: Tensor) -> Tensor:
+        """What the final norm makes of the state at ``position`` before the first block and after each of them.
+
+        float ``[B, L, d]``, int64 ``[B]`` → float ``[B, blocks + 1, d]``; the last is :meth:`forward`'s.
+        """
+        states = self.dropout(vectors * self.scale + self.positions[: vectors.shape[1]])
+        found = [take(states, position)]
+        for block in self.blocks:
+            states = block(states)
+            found.append(take(states, position))
+        final: Tensor = self.final_norm(torch.stack(found, dim=1))
+        return final
+
 
 def take(states: Tensor, position: Tensor) -> Tensor:
     """Each row's state at its ``position``, int64 ``[B]``: float ``[B, L, d]`` → float ``[B, d]``."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from forethought.data.dataset import Dataset
 from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
 from forethought.nn.softmax import softmax_cross_entropy
+from forethought.nn.thought import Thought
 from forethought.recommenders.base import Recommender, RecommenderConfig, RecommenderOutput
 
 
@@ -107,6 +108,17 @@ class SASRec(Recommender):
 
     def query(self, history: Tensor) -> Tensor:
         return self._compared(self.encoder(self.embedding(history), newest_position(history)))
+
+    def think(self, history: Tensor, steps: int | None = None) -> Thought:
+        """A step a block, after one that has read the newest item alone: what each state would recommend.
+
+        ``steps`` leaves out the blocks after so many. States and answers after step i are those of a model that ends
+        there, by the final norm and the items of the whole one; the last are what it does recommend.
+        """
+        states = self._compared(self.encoder.layers(self.embedding(history), newest_position(history)))
+        states = states[:, : (steps if steps is not None else states.shape[1] - 1) + 1]
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return Thought(states, mask, "encode", states @ self.item_vectors().T)
 
     def _compared(self, states: Tensor) -> Tensor:
         """The states' side of the inner product."""
