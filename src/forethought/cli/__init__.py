@@ -43,13 +43,15 @@ results:
 
 language models that reason:
   strength        predict and steer how long one thinks: collect, analyse, steer, overthink, efficient
+  progress        watch how much of a thought is over, and hurry it: generate, prepare, train, intervene, watch
+  export          a reasoner or a direction for llama.cpp, a direction as npy
 
 all at once:
   demo            prepare, train, evaluate, compare and report on bundled MovieLens
 """
 EPILOG = "'forethought COMMAND --help' tells the options of a command."
 
-COMMANDS = ("data", "train", "evaluate", "compare", "recommend", "grow", "tune", "probe", "strength", "demo")
+COMMANDS = ("data", "train", "evaluate", "compare", "recommend", "grow", "tune", "probe", "strength", "progress", "export", "demo")
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _PLACE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}

@@ -47,7 +47,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     _folder(sub)
     sub.add_argument("--vectors", metavar="DIR", help="a direction; by default that of 'analyse'")
     sub.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="λ")
-    sub.add_argument("--random", type=int, default=2, metavar="N", help="random directions beside (default 2)")
+    sub.add_argument("--random", type=_count, default=2, metavar="N", help="random directions beside (default 2)")
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers a problem (default 1)")
 
     sub = step("overthink", "detect before the first token which thoughts will be the longest", overthink)
@@ -64,6 +64,13 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers a problem (default 1)")
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
 def _folder(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("path", metavar="DIR", help="a folder of 'forethought strength collect'")
     add_model(sub, default=None)
@@ -73,7 +80,9 @@ def add_model(sub: argparse.ArgumentParser, default: str | None = "embedded") ->
     told = "by default the one that comes with forethought" if default else "by default that of the collection"
     sub.add_argument("--model", default=default, help=f"a folder or a name on the hub; {told}")
     sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    sub.add_argument("--think", nargs=2, default=["<think>", "</think>"], metavar=("OPEN", "CLOSE"))
+    sub.add_argument(
+        "--think", nargs=2, metavar=("OPEN", "CLOSE"), help="what a thought stands between (<think> </think>)"
+    )
     sub.add_argument("--instruction", default="", help="added to every question")
 
 
@@ -90,6 +99,7 @@ def open_model(options: argparse.Namespace, settings: dict[str, Any] | None = No
 
     from forethought.errors import ArtefactError
     from forethought.instruments.fingerprint import fingerprint
+    from forethought.instruments.phases import Delimiters
     from forethought.reasoners.reasoner import Reasoner
     from forethought.training.memory import keep_freed_memory
 
@@ -98,8 +108,11 @@ def open_model(options: argparse.Namespace, settings: dict[str, Any] | None = No
         torch.set_num_threads(options.threads)
     name = options.model or (settings or {}).get("model", "embedded")
     instruction = options.instruction or (settings or {}).get("instruction", "")
+    told = (settings or {}).get("delimiters", {})
+    between = Delimiters(*(tuple(told[end]) for end in ("open", "close"))) if told else ("<think>", "</think>")
+    between = tuple(options.think) if options.think else between
     reasoner = Reasoner.open(
-        name, device=options.device, dtype=options.dtype, delimiters=tuple(options.think), instruction=instruction
+        name, device=options.device, dtype=options.dtype, delimiters=between, instruction=instruction
     )
     if settings is not None and fingerprint(reasoner.model) != settings["fingerprint"]:
         raise ArtefactError(f"{name} is not the model that {options.path} was collected with; name that with --model.")
@@ -120,15 +133,26 @@ def collect(options: argparse.Namespace) -> None:
         if unknown := [name for name in families if name not in FAMILIES]:
             raise DataError(f"There is no family {unknown[0]!r} of problems; choose from {', '.join(FAMILIES)}.")
         problems = draw_problems(options.number, "test", seed, families=families)
+        if len(problems) < options.number:
+            print(f"forethought: there are only {len(problems)} different problems to draw.", file=sys.stderr)
     sampling = Sampling(
         options.samples, options.max_new_tokens, options.temperature, options.top_p, seed, options.batch_size
     )
     found = Collection.collect(options.out, open_model(options), problems, sampling, quiet=options.quiet)
+    rollouts = found.rollouts.rollouts
     tokens, censored = found.lengths()
     print(
         f"{len(problems)} problems, {tokens.size} rollouts: {tokens.mean():.1f} thinking tokens on average, "
-        f"{1 - censored.mean():.1%} ended.\n{found.path}"
+        f"{sum(rollout.correct for rollout in rollouts) / tokens.size:.1%} correct."
     )
+    if censored.any():
+        print(
+            f"{int(censored.sum())} thoughts ({censored.mean():.1%}) did not end within {sampling.max_new_tokens} "
+            "tokens or the context; their lengths count as lower bounds and their answers as wrong."
+        )
+    if not any(rollout.answer for rollout in rollouts):
+        print("No answer stood in a box; ask for it, such as with --instruction 'Put the final answer in \\boxed{}.'")
+    print(found.path)
 
 
 def analyse(options: argparse.Namespace) -> None:
@@ -143,12 +167,12 @@ def analyse(options: argparse.Namespace) -> None:
 
 
 def steer(options: argparse.Namespace) -> None:
-    from forethought.reasoners.strength import analysis, figures, knobs, sweep, tables
+    from forethought.reasoners.strength import figures, knobs, sweep, tables
     from forethought.reasoners.strength.collection import Collection
 
     found = Collection.open(options.path)
     reasoner = open_model(options, found.rollouts.settings)
-    vectors = analysis.steering_vectors(Path(options.vectors or found.path / "analysis" / "direction"), reasoner)
+    vectors = _vectors(options, found, reasoner)
     problems = [found.problems[index] for index in found.part("test")]
     turned = [
         knobs.direction_knob("direction", reasoner, vectors, options.strengths),
@@ -157,13 +181,28 @@ def steer(options: argparse.Namespace) -> None:
     sampling = sweep.with_samples(tables.sampling_of(found), options.samples)
     out = found.path / "steer"
     out.mkdir(exist_ok=True)
-    outcomes = sweep.turn(reasoner, problems, sampling, turned, quiet=options.quiet)
+    outcomes = sweep.turn(reasoner, problems, sampling, turned, cache=out / "outcomes.jsonl", quiet=options.quiet)
     strengths = sorted({0.0, *options.strengths})
-    logits = {"direction": sweep.end_logits(reasoner, problems, vectors, strengths)}
+    drawn = knobs.random_vectors(vectors, options.random, options.seed or 0)
+    steered = {"direction": vectors} | {f"random {place}": control for place, control in enumerate(drawn, start=1)}
+    logits = {name: sweep.end_logits(reasoner, problems, along, strengths) for name, along in steered.items()}
     tables.save(out / "steer.json", {"command": command(), "outcomes": sweep.document(outcomes), "logits": logits})
     figures.draw_sweep(outcomes, logits, out / "steer.png")
     tables.show(tables.outcomes(outcomes))
     print(out)
+
+
+def _vectors(options: argparse.Namespace, found: Any, reasoner: Any) -> Any:
+    from forethought.errors import ArtefactError
+    from forethought.reasoners.strength.analysis import steering_vectors
+
+    made = found.path / "analysis" / "direction"
+    if options.vectors is None and not made.is_dir():
+        raise ArtefactError(
+            f"{found.path} has no direction yet; make it with 'forethought strength analyse {found.path}' (it takes "
+            "problems of two levels), or name one with --vectors."
+        )
+    return steering_vectors(Path(options.vectors or made), reasoner)
 
 
 def overthink(options: argparse.Namespace) -> None:
@@ -179,16 +218,18 @@ def overthink(options: argparse.Namespace) -> None:
 
 
 def efficient(options: argparse.Namespace) -> None:
-    from forethought.reasoners.strength import analysis, figures, knobs, sweep, tables
+    from forethought.errors import ArtefactError, DataError
+    from forethought.instruments.artefact import Instrument
+    from forethought.reasoners.strength import figures, knobs, sweep, tables
     from forethought.reasoners.strength.collection import Collection
     from forethought.reasoners.strength.ready import fit_ready, ready_knob
 
     found = Collection.open(options.path)
     reasoner = open_model(options, found.rollouts.settings)
-    vectors = analysis.steering_vectors(Path(options.vectors or found.path / "analysis" / "direction"), reasoner)
+    vectors = _vectors(options, found, reasoner)
     out = found.path / "efficient"
     out.mkdir(exist_ok=True)
-    ready = fit_ready(found, reasoner, out / "cuts", seed=options.seed or 0)
+    seed = options.seed or 0
     mean = float(found.lengths()[0][found.part("fit")].mean())
     turned = [
         knobs.direction_knob("direction", reasoner, vectors, [-4, -2, -1, -0.5, -0.2, 0.2, 0.5, 1]),
@@ -196,10 +237,19 @@ def efficient(options: argparse.Namespace) -> None:
         knobs.end_knob(reasoner, [-1, 0.5, 1, 2, 3, 4, 6, 8]),
         knobs.budget_knob(reasoner, [max(int(mean * share), 1) for share in (0.4, 0.6, 0.8, 1.0, 1.3, 1.6)]),
         knobs.brief_knob(options.brief),
-        ready_knob(reasoner, ready, [0.5, 0.7, 0.8, 0.9, 0.95, 0.98]),
     ]
+    ready = None
+    try:
+        ready = fit_ready(found, reasoner, out / f"cuts-{seed}", seed=seed)
+        turned.append(ready_knob(reasoner, ready, [0.5, 0.7, 0.8, 0.9, 0.95, 0.98]))
+    except DataError as error:  # a model that is always right, or never
+        print(f"forethought: without the knob that ends thoughts whose answer is ready: {error}", file=sys.stderr)
     if options.progress:
-        theta = analysis.steering_vectors(Path(options.progress) / "tpv", reasoner, "tpv", norm=True)["norm"]
+        overclock = Instrument.open(Path(options.progress) / "tpv")
+        overclock.check_model(reasoner.model)
+        theta = overclock.vectors("tpv").get("norm")
+        if theta is None:
+            raise ArtefactError(f"{options.progress} has no vector after the final norm; train it at the site norm.")
         turned.append(knobs.norm_knob("overclocking", reasoner, theta, [-50, -20, -5, 5, 10, 20, 50, 100]))
     sampling = sweep.with_samples(tables.sampling_of(found), options.samples)
     outcomes = {
@@ -214,7 +264,7 @@ def efficient(options: argparse.Namespace) -> None:
         out / "efficient.json",
         {
             "command": command(),
-            "ready": {"site": ready.site, **ready.numbers},
+            "ready": {"site": ready.site, **ready.numbers} if ready is not None else None,
             "outcomes": {part: sweep.document(done) for part, done in outcomes.items()},
             "choices": tables.choices_document(choices),
         },

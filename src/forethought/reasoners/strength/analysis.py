@@ -15,7 +15,7 @@ import torch
 
 from forethought.atomic import atomic_folder
 from forethought.data.problems import Problem
-from forethought.errors import DataError
+from forethought.errors import ArtefactError, DataError
 from forethought.instruments.artefact import Instrument
 from forethought.instruments.controls import length_controls, spearman
 from forethought.instruments.direction import LevelDirections, direction_nulls, held_out_projection
@@ -65,6 +65,8 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
     Raises:
         DataError: too few problems, or lengths that do not vary.
     """
+    if permutations < 1:
+        raise DataError(f"permutations is {permutations}; a null takes at least 1.")
     tokens, censored = collection.lengths()
     mean, cut = tokens.mean(axis=1), np.asarray(censored.any(axis=1))
     if cut.any():
@@ -103,7 +105,8 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
         sites.append(row)
     if not probes:
         raise DataError("The states of all prompts are equal at every site; read another position.")
-    best = max(probes, key=lambda site: next(r["choose/spearman"] for r in sites if r["site"] == site))
+    chosen_by = {row["site"]: row["choose/spearman"] for row in sites if row["site"] in probes}
+    best = max(probes, key=lambda site: -math.inf if math.isnan(chosen_by[site]) else chosen_by[site])
     states, probe = collection.states.at(best), probes[best]
     predicted = probe.predict(states[test])
     transcripts = [collection.rollouts.rollouts[index * tokens.shape[1]].prompt for index in test]
@@ -178,6 +181,7 @@ def save(analysis: Analysis, collection: Collection, out: Path, command: str) ->
             ).save(scratch / "direction")  # fmt: skip
         document = {
             "command": command,
+            "kind": analysis.probe.kind,
             "best": analysis.best,
             "sites": analysis.sites,
             "controls": analysis.controls,
@@ -188,17 +192,21 @@ def save(analysis: Analysis, collection: Collection, out: Path, command: str) ->
     return out
 
 
-def steering_vectors(
-    folder: Path, reasoner: Reasoner, name: str = "direction", norm: bool = False
-) -> dict[Site, torch.Tensor]:
-    """The vectors of an instrument, held to the model; without those after the final norm, as RSP does, or only those.
+def steering_vectors(folder: Path, reasoner: Reasoner) -> dict[Site, torch.Tensor]:
+    """The vectors of a direction, held to the model, at the sites that RSP steers: the inputs of all blocks.
 
     Raises:
         ArtefactError: there is none, or it is for another model.
     """
     instrument = Instrument.open(folder)
     instrument.check_model(reasoner.model)
-    return {site: vector for site, vector in instrument.vectors(name).items() if (site == "norm") == norm}
+    last = instrument.model.blocks - 1
+    found: dict[Site, torch.Tensor] = {
+        site: vector for site, vector in instrument.vectors().items() if site != "norm" and site < last
+    }
+    if not found:
+        raise ArtefactError(f"{folder} has no vector that goes into a block; take a direction of another site.")
+    return found
 
 
 def clean(value: Any) -> Any:
