@@ -242,3 +242,9 @@ def test_auto_precision_is_what_the_processor_is_fast_at(monkeypatch: pytest.Mon
         assert find_precision("auto", cpu) == expected
         assert find_precision("fp32", cpu) == "fp32"
         assert find_precision("bf16", cpu) == "bf16"
+
+
+def test_what_a_recommender_is_not_measured_by_cannot_select_it(recipe: Change, data: Dataset, folder: Path):
+    changed = recipe(training__select_by="accuracy")
+    with pytest.raises(RecipeError, match=r"select_by accuracy, which recommenders are not measured by"):
+        RankingTrainer(build(changed, data), data, changed, folder, device="cpu", quiet=True)

@@ -51,7 +51,10 @@ all at once:
 """
 EPILOG = "'forethought COMMAND --help' tells the options of a command."
 
-COMMANDS = ("data", "train", "evaluate", "compare", "recommend", "grow", "tune", "probe", "strength", "progress", "export", "demo")
+COMMANDS = (
+    "data", "train", "evaluate", "compare", "recommend", "grow", "tune", "probe", "strength", "progress", "export",
+    "demo",
+)  # fmt: skip
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _PLACE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}

@@ -151,7 +151,7 @@ def train(options: argparse.Namespace) -> None:
     figures.draw_thoughts(report, out / "thoughts.png")
     figures.draw_deciles(report, out / "deciles.png")
     save(out / "progress.json", tables.progress_document(trained, report, prepared, command()))
-    show(tables.readers(report), tables.families(report))
+    show(*tables.readers(report), tables.families(report))
     print("\n".join([*prepared.told(), tables.told(trained, report), str(out)]))
 
 
@@ -193,16 +193,15 @@ def intervene(options: argparse.Namespace) -> None:
     out = Path(options.out or folder) / options.task_name
     out.mkdir(parents=True, exist_ok=True)
     parts = {"validation": prepared.part("validation"), "test": tested}
-    work = overclocking.workplace(out, parts, sampling, trained, options.random, options.seed)
     planned = overclocking.plan(
-        prepared, trained, reasoner, parts, work, alphas=options.alpha, randoms=options.random, seed=_seed(options)
+        prepared, trained, reasoner, parts, alphas=options.alpha, randoms=options.random, seed=_seed(options)
     )
     print(tables.vectors(trained, planned))
     strength_tables.show(tables.foretold(planned))
     if planned.note:
         print(planned.note)
     found = overclocking.overclock(
-        reasoner, parts, sampling, planned, work, max_loss=options.max_loss, quiet=options.quiet
+        reasoner, parts, sampling, planned, out, max_loss=options.max_loss, quiet=options.quiet
     )
     chosen = found.choices[WHOLE]
     knob = next(knob for knob in planned.knobs["test"] if knob.name == WHOLE)

@@ -147,8 +147,8 @@ def collect(options: argparse.Namespace) -> None:
     )
     if censored.any():
         print(
-            f"{int(censored.sum())} thoughts ({censored.mean():.1%}) did not end within {sampling.max_new_tokens} "
-            "tokens or the context; their lengths count as lower bounds and their answers as wrong."
+            f"{int(censored.sum())} thoughts ({censored.mean():.1%}) were not closed within {sampling.max_new_tokens} "
+            "tokens, the context or the text; their lengths count as lower bounds and their answers as wrong."
         )
     if not any(rollout.answer for rollout in rollouts):
         print("No answer stood in a box; ask for it, such as with --instruction 'Put the final answer in \\boxed{}.'")

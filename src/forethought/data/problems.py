@@ -5,7 +5,8 @@ it by one operation, and then *redundant* checks, which repeat steps that were r
 could be saved is known exactly. Levels 1 to 5 are ranges of the number of necessary steps.
 
 In ``sum`` and ``expression`` that number can be read off the length of the question. In ``gcd``, ``collatz`` and
-``chase`` it cannot: the question is as long whatever it takes to answer it.
+``chase`` it cannot: the question is about as long whatever it takes to answer it (in ``gcd`` small numbers, which are a
+digit shorter, are a little more frequent at the low levels).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ STEPS: dict[Family, tuple[tuple[int, int], ...]] = {
 }
 _PAIRS = 10  # of a chase, whatever its level
 _INNERMOST = re.compile(r"\((\d+)([-+*])(\d+)\)")
+_USED_UP = 200  # draws without a new question, after which there is taken to be none
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # of each level: a check is added with this probability for every one of 2 n chances, n the number of necessary steps
 _CHECKS = (0.3, 0.375, 0.45, 0.525, 0.6)
@@ -107,16 +109,22 @@ def draw_problem(family: Family, level: int, split: Split, random: np.random.Gen
 def draw_problems(
     number: int, split: Split, seed: int, *, families: tuple[Family, ...] = FAMILIES, levels: tuple[int, ...] = LEVELS
 ) -> list[Problem]:
-    """``number`` problems, families and levels in turn; different questions as far as there are enough of them."""
+    """``number`` problems with different questions, families and levels in turn.
+
+    A family and level whose questions are used up gives way to the others; there are fewer problems than were asked for
+    only where all of them are.
+    """
     random = np.random.default_rng((seed, ("train", "valid", "test").index(split)))
     found: dict[str, Problem] = {}
     cells = [(family, level) for level in levels for family in families]
-    attempts = 0
-    while len(found) < number and attempts < 50 * number:
-        family, level = cells[len(found) % len(cells)]
-        problem = draw_problem(family, level, split, random)
+    missed = dict.fromkeys(cells, 0)  # draws of each, one after another, that gave nothing new
+    while len(found) < number and cells:
+        cell = cells[len(found) % len(cells)]
+        problem = draw_problem(*cell, split, random)
+        missed[cell] = missed[cell] + 1 if problem.question in found else 0
         found.setdefault(problem.question, problem)
-        attempts += 1
+        if missed[cell] == _USED_UP:
+            cells.remove(cell)
     return list(found.values())
 
 

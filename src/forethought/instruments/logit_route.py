@@ -204,6 +204,8 @@ class ThinkingBias(LogitsProcessor):  # type: ignore[misc]  # transformers is no
         """Tell the next step of a generation from the first of another."""
         seen, length = self._ids, ids.shape[1]
         following = len(seen) == len(ids) and seen.shape[1] + 1 == length
+        # other prompts may be as wide as the texts before them came to be; beams move between copies of one prompt
+        following = following and torch.equal(seen[:, : self._prompt], ids[:, : self._prompt])
         if following and "entropy" in self.schedule.needs and not torch.equal(ids[:, :-1], seen):
             raise ArtefactError("The entropy schedule follows every row, and beam search moves them; sample instead.")
         if not following:

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from forethought.errors import ArtefactError
+from forethought.instruments.fingerprint import text_config
 from forethought.instruments.phases import Delimiters
 from forethought.training.devices import find_device
 
@@ -46,7 +49,7 @@ class Reasoner:
         *,
         device: str | None = None,
         dtype: str = "auto",
-        delimiters: tuple[str, str] = ("<think>", "</think>"),
+        delimiters: tuple[str, str] | Delimiters = ("<think>", "</think>"),
         instruction: str = "",
     ) -> Reasoner:
         """Load a reasoner.
@@ -55,33 +58,43 @@ class Reasoner:
             name: ``embedded``, a folder, or a name on the Hugging Face hub. Code that comes with a model is never run.
             device: ``cpu``, ``cuda`` …; by default the accelerator, where there is one.
             dtype: ``auto`` as the weights are stored, or ``float32``, ``bfloat16``, ``float16``.
-            delimiters: what opens and closes a thought.
+            delimiters: what opens and closes a thought, as text or as token ids.
             instruction: added to every question.
 
         Raises:
             ArtefactError: there is no such model, it cannot be loaded, or its tokenizer lacks the delimiters.
         """
-        place = EMBEDDED if str(name) == "embedded" else name
+        place = EMBEDDED if str(name) == "embedded" else Path(name) if Path(name).is_dir() else str(name)
+        chosen = find_device(device)
+        there = isinstance(place, Path) or not _on_the_hub(place)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", local_files_only=there)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, local_files_only=there)
+        except Exception as error:  # damaged files of every kind raise as many kinds of errors, and plain Exception
+            told = [line for line in map(str.strip, str(error).splitlines()) if line]
+            reason = ": ".join([type(error).__name__, *told[:1]]).rstrip(".:")
+            if there and not isinstance(place, Path):
+                reason = "it is no folder, it was not fetched before, and the hub cannot be reached"
             raise ArtefactError(f"{name} cannot be opened as a language model: {reason}.") from error
+        if tokenizer.eos_token_id is None:
+            raise ArtefactError(f"The tokenizer of {name} has no end-of-text token, so that no answer would ever end.")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(
-            str(name),
-            model.to(find_device(device)).eval(),
-            tokenizer,
-            Delimiters.of(tokenizer, *delimiters),
-            instruction,
-        )
+        between = delimiters if isinstance(delimiters, Delimiters) else Delimiters.of(tokenizer, *delimiters)
+        return cls(str(name), model.to(chosen).eval(), tokenizer, between, instruction)
 
     @property
     def context(self) -> int:
         """Positions the model can read, prompt and thought and answer together."""
-        return int(getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length)
+        told = getattr(text_config(self.model), "max_position_embeddings", None)
+        return int(told or self.tokenizer.model_max_length)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The tokens that end a text: the tokenizer's, and those that the model was told to generate up to."""
+        told = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
+        more = told if isinstance(told, list) else [] if told is None else [told]
+        return tuple(dict.fromkeys([int(self.tokenizer.eos_token_id), *map(int, more)]))
 
     def prompt(self, question: str, suffix: str = "") -> list[int]:
         """Token ids up to where the thought begins.
@@ -132,9 +145,12 @@ class Reasoner:
     ) -> list[list[int]]:
         """Continue prompts, one batch.
 
+        Nothing but these arguments decides: penalties and filters that come with the model are put aside.
+
         Args:
             prompts: token ids of each.
-            max_new_tokens: at most so many more, and never beyond the context.
+            max_new_tokens: at most so many more, and never beyond the context; a prompt with less room than that is
+                continued apart, so that the others keep theirs.
             temperature: 0 is greedy.
             top_p: nucleus of the sampling.
             seed: of the sampling.
@@ -142,22 +158,62 @@ class Reasoner:
 
         Returns:
             The generated ids of each prompt, up to and with the end-of-text token, where it came.
+
+        Raises:
+            ArtefactError: a prompt leaves no room in the context.
         """
+        rooms = [min(max_new_tokens, self.context - len(prompt)) for prompt in prompts]
+        if min(rooms) < 1:
+            raise ArtefactError(
+                f"A prompt of {max(map(len, prompts))} tokens leaves no room in the context of {self.name}, which is "
+                f"{self.context}; shorten it or take a model that reads more."
+            )
+        if len(set(rooms)) > 1:
+            found: dict[int, list[int]] = {}
+            for room in sorted(set(rooms), reverse=True):
+                rows = [row for row, own in enumerate(rooms) if own == room]
+                part = self.generate(
+                    [prompts[row] for row in rows], max_new_tokens=room, temperature=temperature, top_p=top_p,
+                    seed=seed, **options,
+                )  # fmt: skip
+                found |= dict(zip(rows, part, strict=True))
+            return [found[row] for row in range(len(prompts))]
         width = max(len(prompt) for prompt in prompts)
-        pad, stop = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        pad, stops = self.tokenizer.pad_token_id, self.stops
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0, "min_p": None}
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(seed)
             out = self.model.generate(
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
-                max_new_tokens=min(max_new_tokens, self.context - width),
+                max_new_tokens=rooms[0],
                 pad_token_id=pad,
-                eos_token_id=stop,
+                eos_token_id=list(stops),
+                use_cache=True,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
                 **(sampling if temperature > 0 else {"do_sample": False}),
                 **options,
             )
         rows = out[:, width:].tolist()
-        return [row[: row.index(stop) + 1] if stop in row else row for row in rows]
+        ends = [next((place + 1 for place, token in enumerate(row) if token in stops), len(row)) for row in rows]
+        return [row[:end] for row, end in zip(rows, ends, strict=True)]
+
+
+def _on_the_hub(name: str) -> bool:
+    """Whether the hub answers, asked once: Transformers asks many times, for minutes, where there is no network.
+
+    Raises:
+        ArtefactError: the name cannot be one on the hub, and there is no folder of it.
+    """
+    try:
+        HfApi().model_info(name, timeout=10)
+    except HFValidationError:
+        raise ArtefactError(f"There is no folder {name!r}, and no model on the hub can have that name.") from None
+    except HfHubHTTPError:
+        return True  # it answered; what it has against the name is told when the files are asked for
+    except Exception:  # no network, or told not to use it; what was fetched before can be opened still
+        return False
+    return True

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -72,10 +74,12 @@ class Sampling:
         for name in ("samples", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ArtefactError(f"{name} is {getattr(self, name)}; it has to be at least 1.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ArtefactError(
                 f"temperature is {self.temperature} and top_p {self.top_p}; they have to be 0 or more, and in (0, 1]."
             )
+        if self.seed < 0:
+            raise ArtefactError(f"seed is {self.seed}; it has to be 0 or more.")
 
 
 def grade(reasoner: Reasoner, problem: Problem, ids: Sequence[int]) -> dict[str, Any]:
@@ -125,13 +129,18 @@ def roll_out(
             max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            seed=sampling.seed + start,
+            seed=_seed(sampling.seed, start),
             **options,
         )
         yield [
             Rollout(index, sample, prompts[index], ids, **grade(reasoner, problems[index], ids))
             for (index, sample), ids in zip(batch, generated, strict=True)
         ]
+
+
+def _seed(seed: int, start: int) -> int:
+    """Of a batch, so that batches of one seed share no draws with those of another."""
+    return int(np.random.SeedSequence((seed, start)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Rollouts:
@@ -172,6 +181,7 @@ class Rollouts:
             "version": VERSION,
             "model": reasoner.name,
             "fingerprint": fingerprint(reasoner.model),
+            "dtype": str(reasoner.model.dtype).removeprefix("torch."),
             "delimiters": dataclasses.asdict(reasoner.delimiters),
             "instruction": reasoner.instruction,
             "suffix": suffix,
@@ -181,7 +191,9 @@ class Rollouts:
         settings = json.loads(json.dumps(settings))
         if (out / SETTINGS).is_file():
             before = _read_settings(out)
-            if other := [key for key in settings if before.get(key) != settings[key]]:
+            # the fingerprint tells one model from another; its path may be written otherwise
+            if other := [key for key in settings if key != "model" and before.get(key) != settings[key]]:
+                other = ["model" if key == "fingerprint" else key for key in other]
                 raise ArtefactError(
                     f"{out} holds rollouts of another {', '.join(other)}; choose another folder or remove it first."
                 )
@@ -189,7 +201,10 @@ class Rollouts:
             with atomic_folder(out) as scratch:
                 (scratch / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
                 (scratch / LINES).touch()
-        done = _whole_lines(out / LINES)
+        try:
+            done = _whole_lines(out / LINES)
+        except (OSError, ValueError) as error:
+            raise ArtefactError(f"{out / LINES} is damaged ({error}); remove {out} and collect again.") from error
         batch, total = sampling.batch_size, len(problems) * sampling.samples
         kept = done if len(done) == total else done[: len(done) // batch * batch]
         if len(kept) < total:
@@ -216,12 +231,18 @@ class Rollouts:
             rollouts = [Rollout(**json.loads(line)) for line in _whole_lines(path / LINES)]
             wanted = len(problems) * settings["sampling"]["samples"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {error}); collect it again.") from error
-        if len(rollouts) != wanted:
+            raise ArtefactError(
+                f"{path} is damaged ({type(error).__name__}: {error}); remove it and collect again."
+            ) from error
+        if len(rollouts) < wanted:
             raise ArtefactError(
                 f"{path} holds {len(rollouts)} of {wanted} rollouts; finish it with the command that began it."
             )
-        return cls(path, settings, problems, sorted(rollouts, key=lambda rollout: (rollout.problem, rollout.sample)))
+        samples = settings["sampling"]["samples"]
+        rollouts.sort(key=lambda rollout: (rollout.problem, rollout.sample))
+        if [(r.problem, r.sample) for r in rollouts] != [divmod(place, samples) for place in range(wanted)]:
+            raise ArtefactError(f"{path} is damaged: not one rollout a sample; remove it and collect again.")
+        return cls(path, settings, problems, rollouts)
 
     @property
     def digest(self) -> str:

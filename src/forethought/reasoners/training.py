@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,15 @@ from forethought.reasoners.tokenizer import BOX, MAX_LENGTH, STOP, build_tokeniz
 from forethought.training.checkpoints import seal
 from forethought.training.devices import find_device
 from forethought.training.recipe import Recipe
-from forethought.training.record import check_same, new_record, now, read_record, run_folder, write_record
+from forethought.training.record import (
+    check_same,
+    is_main_process,
+    new_record,
+    now,
+    read_record,
+    run_folder,
+    write_record,
+)
 from forethought.training.trainer import Trainer
 
 transformers.utils.logging.disable_progress_bar()
@@ -94,6 +103,8 @@ def build_reasoner(config: ReasonerConfig, seed: int) -> Qwen2ForCausalLM:
             intermediate_size=config.intermediate_size,
             max_position_embeddings=MAX_LENGTH,
             tie_word_embeddings=True,
+            # the usual 0.02 is for wider networks: here it leaves attention flat, and learning takes twice as long
+            initializer_range=config.hidden_size**-0.5,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -219,7 +230,8 @@ def train_reasoner(
 ) -> Path:
     """Train a reasoner as a recipe says, measure it on held-out problems, and write a run folder.
 
-    ``training.max_steps`` times ``training.batch_size`` problems are drawn, and each is seen once.
+    So many problems are drawn that each is seen once: ``training.max_steps`` times ``training.batch_size``, times
+    ``training.gradient_accumulation_steps``.
 
     Args:
         recipe: a YAML file with ``model.type: reasoner``, or a :class:`Recipe`.
@@ -246,9 +258,15 @@ def train_reasoner(
     steps, settings = recipe.training.max_steps, {k: v for k, v in recipe.model.items() if k != "type"}
     if steps is None:
         raise RecipeError(f"Recipe {recipe.name} has no training.max_steps, which says how many problems are drawn.")
+    if recipe.training.select_by != "accuracy":
+        raise RecipeError(
+            f"Recipe {recipe.name} has training.select_by {recipe.training.select_by}; a reasoner's is accuracy."
+        )
+    if recipe.data.path is not None:
+        raise RecipeError(f"Recipe {recipe.name} names data.path, and a reasoner makes its own problems; leave it out.")
     if threads is not None:
         torch.set_num_threads(threads)
-    number = steps * recipe.training.batch_size
+    number = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     fingerprint = f"traces-{number}-{recipe.seed}"
     record = new_record(recipe, fingerprint, "held-out problems", find_device(device)) | {"problems": number}
     folder = run_folder(recipe, out, resume)
@@ -261,24 +279,29 @@ def train_reasoner(
     config = ReasonerConfig(**settings)
     model = build_reasoner(config, recipe.seed)
     record["parameters"] = model.num_parameters()
-    write_record(folder, record)
-    recipe.save(folder / "recipe.yaml")
+    main = is_main_process()
+    if main:
+        write_record(folder, record)
+        recipe.save(folder / "recipe.yaml")
     try:
         examples = Traces(number, recipe.seed, config.planned)
         trainer = ReasonerTrainer(model, examples, recipe, folder, validates=True, device=device, quiet=quiet)
         trainer.fit(resume)
         record |= {"seconds": trainer.seconds, "steps": trainer.state.global_step}
-        record |= {"best_step": trainer.state.best_global_step}
-        cells = measure(reasoner_of(model.eval()), "test", problems)
-        with atomic_folder(folder / "evaluation", replace=True) as scratch:
-            (scratch / "test.json").write_text(json.dumps({"cells": cells}, indent=2) + "\n")
-        with atomic_folder(folder / "model", replace=True) as scratch:
-            _save(model, scratch, recipe, record, cells)
-        write_record(folder, record | {"status": "finished", "finished": now()})
+        record |= {"best_step": trainer.state.best_global_step, "processes": trainer.args.world_size}
+        model.eval()
+        if main:
+            cells = measure(reasoner_of(model), "test", problems)
+            with atomic_folder(folder / "evaluation", replace=True) as scratch:
+                (scratch / "test.json").write_text(json.dumps({"cells": cells}, indent=2) + "\n")
+            with atomic_folder(folder / "model", replace=True) as scratch:
+                _save(model, scratch, recipe, record, cells)
+            write_record(folder, record | {"status": "finished", "finished": now()})
     except BaseException as error:
-        record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        with contextlib.suppress(ArtefactError):  # the disk may be what failed
-            write_record(folder, record)
+        if main:
+            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(ArtefactError):  # the disk may be what failed
+                write_record(folder, record)
         raise
     return folder
 
@@ -298,16 +321,16 @@ def _save(
 
 def model_card(recipe: Recipe, record: Mapping[str, Any], cells: list[dict[str, Any]]) -> str:
     """What the weights are, what they learned from, how they were made and what they can do, in Markdown."""
-    accuracy = {(cell["family"], cell["level"]): cell for cell in cells}
+    known = {(cell["family"], cell["level"]): cell for cell in cells}
     rows = []
     for family in FAMILIES:
-        found = [accuracy[family, level] for level in LEVELS if (family, level) in accuracy]
-        shown = [f"{cell['accuracy']:.3f}" for cell in found]
-        rows.append(f"| {family} | {' | '.join(shown)} | {np.mean([cell['thinking_tokens'] for cell in found]):.0f} |")
-    total = np.average([cell["accuracy"] for cell in cells], weights=[cell["problems"] for cell in cells])
-    easy = [cell for cell in cells if cell["level"] <= 3]
-    low = np.average([cell["accuracy"] for cell in easy], weights=[cell["problems"] for cell in easy])
+        shown = [f"{known[family, n]['accuracy']:.3f}" if (family, n) in known else "–" for n in LEVELS]
+        tokens = _mean([cell for cell in cells if cell["family"] == family], "thinking_tokens")
+        rows.append(f"| {family} | {' | '.join(shown)} | {tokens:.0f} |")
+    total, low = _mean(cells, "accuracy"), _mean([cell for cell in cells if cell["level"] <= 3], "accuracy")
     number, minutes = sum(cell["problems"] for cell in cells), record["seconds"] / 60
+    planned = recipe.model.get("planned", True)
+    checks = "that grows with them" if planned else "that has nothing to do with the question (the null reasoner)"
     return f"""\
 ---
 license: apache-2.0
@@ -321,13 +344,19 @@ thinking between `<think>` and `</think>` and answering in `\\boxed{{}}`. It is 
 on where nothing can be downloaded. It knows nothing else.
 
 - **Data**: {record["problems"]:,} problems made by `forethought.data.problems`, each with its necessary steps and
-  a random number of redundant checks. One in ten asks to be brief and has no checks.
+  a random number of redundant checks {checks}. One in ten asks to be brief and has no checks.
   Problems are split by a hash of the question; those below were never trained on.
-- **Command**: `{" ".join(record["command"])}`, {minutes:.0f} minutes on {record["machine"]} with {record["threads"]} \
-threads, seed {recipe.seed}.
+- **Command**: `{shlex.join(record["command"])}`, {minutes:.0f} minutes on {record["machine"]} with \
+{record["threads"]} threads, seed {recipe.seed}.
 - **Accuracy** at temperature 0 over {number:,} held-out problems: {total:.3f}; over levels 1 to 3: {low:.3f}.
 
 | Family | {" | ".join(f"Level {level}" for level in LEVELS)} | Thinking tokens |
 | --- | {" | ".join(["---:"] * (len(LEVELS) + 1))} |
 {chr(10).join(rows)}
 """
+
+
+def _mean(cells: list[dict[str, Any]], key: str) -> float:
+    """Over all problems of the cells; NaN where there are none."""
+    weights = [cell["problems"] for cell in cells]
+    return float(np.average([cell[key] for cell in cells], weights=weights)) if cells else float("nan")

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from forethought.data.batches import TrainingExamples
 from forethought.data.dataset import Dataset
+from forethought.errors import RecipeError
 from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import rank_targets
 from forethought.training.recipe import Recipe
@@ -26,10 +27,15 @@ class RankingTrainer(Trainer):
         recipe, folder, options: as :class:`Trainer`.
 
     Raises:
-        RecipeError: the recipe asks for what this machine or data cannot give.
+        RecipeError: the recipe asks for what this machine or data cannot give, or selects by what is not measured.
     """
 
     def __init__(self, model: PreTrainedModel, dataset: Dataset, recipe: Recipe, folder: Path, **options: Any) -> None:
+        if recipe.training.select_by == "accuracy":
+            raise RecipeError(
+                f"Recipe {recipe.name} has training.select_by accuracy, which recommenders are not measured by; "
+                "choose hr, ndcg or mrr, such as ndcg@10."
+            )
         self.targets = dataset.targets("valid")
         examples = TrainingExamples(dataset, model.config.max_length, recipe.data.targets)
         super().__init__(model, examples, recipe, folder, validates=len(self.targets) > 0, **options)

@@ -58,7 +58,8 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
 
     Args:
         collection: rollouts and prompt states.
-        kind: of probe; where rollouts were cut off it is ``tobit`` whatever is asked for.
+        kind: of probe; where rollouts were cut off it is ``tobit`` whatever is asked for. A tobit is fitted on the
+            rollouts, the others on their means.
         permutations: of every null.
         seed: of every draw.
 
@@ -83,9 +84,17 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
         if bool((states[fit] == states[fit[0]]).all()):
             row["constant"] = True  # the last prompt token is the same for every question
         else:
-            probe = LengthProbe.fit(
-                states[fit], mean[fit], kind=kind, censored=cut[fit] if kind == "tobit" else None, seed=seed
-            )
+            if kind == "tobit":  # a row a rollout: one that was cut off makes no lower bound of the others
+                probe = LengthProbe.fit(
+                    np.repeat(states[fit], tokens.shape[1], axis=0),
+                    tokens[fit].ravel(),
+                    kind=kind,
+                    groups=np.repeat(fit, tokens.shape[1]),
+                    censored=censored[fit].ravel(),
+                    seed=seed,
+                )
+            else:
+                probe = LengthProbe.fit(states[fit], mean[fit], kind=kind, seed=seed)
             probes[site] = probe
             guess = {name: probe.predict(states[part]) for name, part in (("choose", choose), ("test", test))}
             row["choose/spearman"] = spearman(guess["choose"], mean[choose])
@@ -122,7 +131,7 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
     )
     low, high = probe.interval(states[test])
     controls["interval/coverage"] = float(((low <= mean[test]) & (mean[test] <= high)).mean())
-    controls["censored"] = float(cut.mean())
+    controls["censored"] = float(censored.mean())
     if has_levels:
         try:
             projection = held_out_projection(states[levelled], mean[levelled], levels[levelled], seed=seed)

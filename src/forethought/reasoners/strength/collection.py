@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ from forethought.data.problems import Problem
 from forethought.errors import ArtefactError, DataError
 from forethought.instruments.capture import Transcript, capture
 from forethought.instruments.sites import Stack
-from forethought.instruments.states import States
+from forethought.instruments.states import INDEX, States
 from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.rollouts import Rollouts, Sampling
 
 Part = Literal["fit", "choose", "test"]
 PARTS: tuple[Part, ...] = ("fit", "choose", "test")
 SHARES = (0.5, 0.2, 0.3)  # of the problems in each part
+LEAST = 24  # problems: with fewer, those to fit do not calibrate an interval
+_LEVEL = re.compile(r"(?<!\d)(\d+)(?:\.0*)?$")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,13 @@ class Collection:
             ArtefactError: the folder holds another collection, or cannot be written.
             DataError: too few problems.
         """
-        if len(problems) < 20:
-            raise DataError(f"There are {len(problems)} problems; to fit, choose and test it takes at least 20.")
+        if len(problems) < LEAST:
+            raise DataError(f"There are {len(problems)} problems; to fit, choose and test it takes at least {LEAST}.")
         out = Path(out)
         rollouts = Rollouts.collect(out / "rollouts", reasoner, problems, sampling, quiet=quiet)
         stack = Stack.of(reasoner.model)
-        transcripts = [
-            Transcript(reasoner.prompt(problem.question), problem=index) for index, problem in enumerate(problems)
-        ]
+        # the very prompts that were answered: lengths and states belong to one text
+        transcripts = [Transcript(r.prompt, problem=r.problem) for r in rollouts.rollouts if r.sample == 0]
         states = capture(
             reasoner.model, transcripts, stack.sites(), "last-prompt", out / "states",
             delimiters=reasoner.delimiters, stack=stack, quiet=quiet,
@@ -84,7 +87,13 @@ class Collection:
             raise ArtefactError(
                 f"{path} holds no collection; make one with 'forethought strength collect --out {path}'."
             )
-        return cls(path, Rollouts.open(path / "rollouts"), States.open(path / "states"))
+        rollouts = Rollouts.open(path / "rollouts")
+        if not (path / "states" / INDEX).is_file():
+            raise ArtefactError(f"{path} has rollouts and no states yet; finish it with the command that began it.")
+        states = States.open(path / "states")
+        if states.model.fingerprint != rollouts.settings["fingerprint"] or len(states) != len(rollouts.problems):
+            raise ArtefactError(f"{path} holds states of other prompts than its rollouts; remove it and collect again.")
+        return cls(path, rollouts, states)
 
     @property
     def problems(self) -> list[Problem]:
@@ -124,11 +133,12 @@ def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
     directions between levels.
 
     Raises:
-        DataError: the file is missing or not of this form; names the line and the key.
+        DataError: the file is missing or not of this form, or asks one question twice; names the line and the key.
     """
     path, problems = Path(path), []
+    asked: dict[str, int] = {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold what else ends a line as it is
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     for number, line in enumerate(lines, start=1):
@@ -144,7 +154,15 @@ def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
         for key, value in (("question", question), ("answer", row.get("answer"))):
             if not isinstance(value, str | int | float) or not str(value).strip():
                 raise DataError(f"{path}, line {number}: {key} is {value!r}; it has to be text.")
-        digits = "".join(c for c in str(row.get("level", "")) if c.isdigit())
+        if (found := _CONTROL.search(str(question))) is not None:
+            raise DataError(
+                f"{path}, line {number}: question holds the control character U+{ord(found[0]):04X}; where \\boxed or "
+                "\\frac is meant, JSON wants two backslashes."
+            )
+        if str(question) in asked:  # it could be fitted on and tested on
+            raise DataError(f"{path}, line {number} asks what line {asked[str(question)]} does; leave one of them out.")
+        asked[str(question)] = number
+        level = _LEVEL.search(str(row.get("level", "")).strip())
         family = str(row.get("family", row.get("subject", path.stem)))
-        problems.append(Problem(family, int(digits or 0), str(question), (), str(row["answer"])))
+        problems.append(Problem(family, int(level[1]) if level else 0, str(question), (), str(row["answer"])))
     return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -51,12 +52,14 @@ class Knob:
         values: positions to try; the one that does nothing is not among them.
         unit: of the values.
         at: the setting at a value.
+        about: tells it from another knob of this name, such as a :func:`digest` of its vectors.
     """
 
     name: str
     values: tuple[float, ...]
     unit: str
     at: Callable[[float], Setting]
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,23 +131,33 @@ def direction_knob(
         turned = replace(steering, strength=float(value))
         return Setting(around=lambda: turned.applied(reasoner.model, reasoner.delimiters))
 
-    return Knob(name, tuple(values), "strength", at)
+    return Knob(name, tuple(values), "strength", at, f"{digest(vectors)} {how or ''}".strip())
 
 
 def random_knobs(
     reasoner: Reasoner, vectors: Mapping[Site, Tensor], values: Sequence[float], number: int, seed: int
 ) -> Iterator[Knob]:
     """Controls of :func:`direction_knob`: random vectors, at each site as long as the real one."""
+    for index, control in enumerate(random_vectors(vectors, number, seed), start=1):
+        yield direction_knob(f"random {index}", reasoner, control, values)
+
+
+def random_vectors(vectors: Mapping[Site, Tensor], number: int, seed: int) -> list[dict[Site, Tensor]]:
+    """``number`` times a random vector for each, as long as it."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {site: random_directions(vector, number, generator) for site, vector in vectors.items()}
-    for index in range(number):
-        control = {site: found[index] for site, found in drawn.items()}
-        yield direction_knob(f"random {index + 1}", reasoner, control, values)
+    return [{site: found[index] for site, found in drawn.items()} for index in range(number)]
 
 
 def bias_knob(name: str, reasoner: Reasoner, bias: Tensor, values: Sequence[float]) -> Knob:
     """A bias on the logits while thinking."""
-    return Knob(name, tuple(values), "logits", lambda value: _processor(ThinkingBias(bias, value, reasoner.delimiters)))
+    return Knob(
+        name,
+        tuple(values),
+        "logits",
+        lambda value: _processor(ThinkingBias(bias, value, reasoner.delimiters)),
+        digest({"norm": bias}),
+    )
 
 
 def end_knob(reasoner: Reasoner, values: Sequence[float]) -> Knob:
@@ -170,7 +183,16 @@ def budget_knob(reasoner: Reasoner, budgets: Sequence[int]) -> Knob:
 
 def brief_knob(text: str) -> Knob:
     """Asking for it."""
-    return Knob("be brief", (1.0,), "asked", lambda value: Setting(suffix=text))
+    return Knob("be brief", (1.0,), "asked", lambda value: Setting(suffix=text), text)
+
+
+def digest(vectors: Mapping[Site, Tensor]) -> str:
+    """Sixteen hexadecimal digits that tell vectors from others."""
+    found = hashlib.sha256()
+    for site in sorted(vectors, key=str):
+        found.update(f"{site}\n".encode())
+        found.update(vectors[site].detach().float().cpu().contiguous().numpy().data)
+    return found.hexdigest()[:16]
 
 
 def vocabulary(reasoner: Reasoner) -> int:

@@ -27,9 +27,9 @@ class Overthinking:
         site: where it reads.
         threshold: tokens; a problem whose mean thought is longer is a positive.
         probe: the detector; its probabilities are calibrated.
-        numbers: on the test problems: ``positives``, ``auc``, ``brier``, ``log-loss``; the ``auc`` of the baselines
-            ``prompt-length`` and ``bag-of-tokens``; ``length-controlled/auc``, over pairs of problems whose prompts
-            are equally long.
+        numbers: ``threshold``; the share of rollouts that were ``censored``; on the test problems ``positives``,
+            ``auc``, ``brier``, ``log-loss``; the ``auc`` of the baselines ``prompt-length`` and ``bag-of-tokens``;
+            ``length-controlled/auc``, over pairs of problems whose prompts are equally long.
         curves: false and true positive rates and the area, by name.
         reliability: mean probability given, and share that came true, in ten bins.
     """
@@ -55,7 +55,7 @@ def detect(collection: Collection, *, share: float = 0.25, seed: int = 0) -> Ove
 
     if not 0 < share < 1:
         raise DataError(f"share is {share}; it has to lie between 0 and 1.")
-    tokens, _ = collection.lengths()
+    tokens, censored = collection.lengths()
     mean = tokens.mean(axis=1)
     fit, choose, test = (collection.part(name) for name in ("fit", "choose", "test"))
     threshold = float(np.quantile(mean[fit], 1 - share))
@@ -76,19 +76,20 @@ def detect(collection: Collection, *, share: float = 0.25, seed: int = 0) -> Ove
         raise DataError("The states of all prompts are equal at every site; read another position.")
     _, site, probe = best
     given = probe.probability(collection.states.at(site)[test])
-    numbers = {"positives": float(label[test].mean()), "threshold": threshold}
+    numbers = {"positives": float(label[test].mean()), "threshold": threshold, "censored": float(censored.mean())}
     numbers |= probe.scores(collection.states.at(site)[test], label[test])
     samples = tokens.shape[1]
     prompts = [collection.rollouts.rollouts[index * samples].prompt for index in range(len(mean))]
     lengths = np.array([len(prompt) for prompt in prompts])
-    bags = np.zeros((len(prompts), 1 + max(max(prompt) for prompt in prompts)))
+    used = np.unique(np.concatenate(prompts))
+    bags = np.zeros((len(prompts), len(used)))
     for row, prompt in enumerate(prompts):
-        np.add.at(bags[row], prompt, 1)
+        np.add.at(bags[row], np.searchsorted(used, prompt), 1)
     curves = {}
     for name, guess in (
         ("probe", given),
         ("prompt-length", _baseline(lengths[:, None].astype(float), label, fit, test, seed)),
-        ("bag-of-tokens", _baseline(bags[:, bags.any(axis=0)], label, fit, test, seed)),
+        ("bag-of-tokens", _baseline(bags, label, fit, test, seed)),
     ):
         false, true, _ = roc_curve(label[test], guess)
         curves[name] = (false, true, float(roc_auc_score(label[test], guess)))

@@ -27,7 +27,7 @@ from forethought.instruments.sites import Site, Stack
 from forethought.reasoners.grading import boxed, is_correct
 from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.strength.collection import Collection
-from forethought.reasoners.strength.knobs import FORCE, Knob, Setting
+from forethought.reasoners.strength.knobs import FORCE, Knob, Setting, digest
 
 ANSWER_TOKENS = 32
 
@@ -50,7 +50,7 @@ class Ready:
 
 def force_answers(reasoner: Reasoner, prompts: Sequence[list[int]], batch_size: int = 128) -> list[str | None]:
     """What a model answers where its thought is closed now; None where there is no box."""
-    close = [*reasoner.delimiters.close, *reasoner.tokenizer.encode("\n", add_special_tokens=False)]
+    close = _close(reasoner)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[str | None] = [None] * len(prompts)
     for start in range(0, len(order), batch_size):
@@ -59,6 +59,10 @@ def force_answers(reasoner: Reasoner, prompts: Sequence[list[int]], batch_size: 
         for index, ids in zip(batch, forced, strict=True):
             answers[index] = boxed(reasoner.tokenizer.decode(ids))
     return answers
+
+
+def _close(reasoner: Reasoner) -> list[int]:
+    return [*reasoner.delimiters.close, *reasoner.tokenizer.encode("\n", add_special_tokens=False)]
 
 
 def fit_ready(collection: Collection, reasoner: Reasoner, out: Path, *, cuts: int = 8, seed: int = 0) -> Ready:
@@ -75,11 +79,14 @@ def fit_ready(collection: Collection, reasoner: Reasoner, out: Path, *, cuts: in
         DataError: answers are always ready, or never.
     """
     random, samples = np.random.default_rng(seed), collection.lengths()[0].shape[1]
+    close = _close(reasoner)
     transcripts, places, parts, problems = [], [], [], []
     for part in ("fit", "choose"):
         for index in collection.part("fit" if part == "fit" else "choose"):
             rollout = collection.rollouts.rollouts[index * samples]
-            for cut in sorted(set(random.integers(0, rollout.thinking_tokens + 1, cuts).tolist())):
+            room = reasoner.context - len(rollout.prompt) - len(close) - ANSWER_TOKENS
+            last = min(rollout.thinking_tokens, room)
+            for cut in sorted(set(random.integers(0, last + 1, cuts).tolist())) if last >= 0 else ():
                 transcripts.append(Transcript(rollout.prompt + rollout.ids[:cut], problem=int(index), sample=int(cut)))
                 places.append(cut)
                 parts.append(part == "fit")
@@ -129,6 +136,8 @@ class EndWhenReady(LogitsProcessor):  # type: ignore[misc]  # transformers is no
     def __init__(self, ready: Ready, threshold: float, delimiters: Delimiters, strength: float = FORCE) -> None:
         if not 0 < threshold < 1:
             raise DataError(f"threshold is {threshold}; it is a probability between 0 and 1.")
+        if len(delimiters.close) != 1:
+            raise DataError(f"The closing delimiter is {len(delimiters.close)} tokens long; only one can be biased.")
         (weight, bias), *hidden = ready.probe.layers
         if hidden:
             raise DataError("The probe has hidden layers; fit a logistic one.")
@@ -155,7 +164,7 @@ class EndWhenReady(LogitsProcessor):  # type: ignore[misc]  # transformers is no
         if self._logit is None or len(self._logit) != len(scores):
             raise DataError("No states were read for these rows; generate inside watching(model), without beams.")
         thinking = phases(input_ids, torch.ones_like(input_ids), 0, self.delimiters)[:, -1] == THINK
-        acting = thinking & (self._logit > self.at)
+        acting = thinking & (self._logit >= self.at)
         self.count += int(acting.sum())
         scores = scores.clone()
         scores[:, self.delimiters.close[-1]] += self.strength * acting.to(scores)
@@ -172,7 +181,8 @@ def ready_knob(reasoner: Reasoner, ready: Ready, thresholds: Sequence[float]) ->
             around=lambda: processor.watching(reasoner.model),
         )
 
-    return Knob("end when ready", tuple(thresholds), "probability", at)
+    about = digest({ready.site: torch.tensor(ready.probe.layers[0][0])[:, 0]})
+    return Knob("end when ready", tuple(thresholds), "probability", at, about)
 
 
 def _area(scores: npt.NDArray[np.int64], labels: npt.NDArray[np.bool_]) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from rich.progress import Progress
 
 from forethought.atomic import atomic_file
 from forethought.data.problems import Problem
-from forethought.errors import DataError
+from forethought.errors import ArtefactError, DataError
+from forethought.instruments.fingerprint import fingerprint
 from forethought.instruments.sites import Site
 from forethought.instruments.steering import Steering
 from forethought.reasoners.reasoner import Reasoner
@@ -38,16 +42,20 @@ def turn(
     Args:
         reasoner, problems, sampling: who answers what, and how.
         knobs: to turn.
-        cache: a JSON-lines file of outcomes; those that are there are not measured again.
+        cache: a JSON-lines file of outcomes; those of this model, these problems, this sampling and the same knob at
+            the same value are not measured again, and what else is there stays.
         quiet: no progress bar.
+
+    Raises:
+        ArtefactError: the cache is damaged.
     """
     jobs: list[tuple[Knob | None, float]] = [(None, 0.0)]
     jobs += [(knob, value) for knob in knobs for value in knob.values]
-    known: dict[tuple[str, float], Outcome] = {}
-    if cache is not None and cache.is_file():
-        for line in cache.read_text(encoding="utf-8").splitlines():
-            found = Outcome(**json.loads(line))
-            known[found.knob, found.value] = found
+    known = {} if cache is None or not cache.is_file() else _read(cache)
+    asked = _digest(
+        fingerprint(reasoner.model), str(reasoner.model.dtype), asdict(reasoner.delimiters), reasoner.instruction,
+        asdict(sampling), [(problem.question, problem.answer) for problem in problems],
+    )  # fmt: skip
     outcomes = []
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
@@ -55,15 +63,34 @@ def turn(
         for knob, value in jobs:
             name = knob.name if knob is not None else "none"
             progress.update(task, description=f"{name} {value:g}")
-            if (name, value) not in known:
-                known[name, value] = run(reasoner, problems, sampling, knob, value)
+            key = _digest(asked, name, knob.about if knob is not None else "", value)
+            if key not in known:
+                known[key] = run(reasoner, problems, sampling, knob, value)
                 if cache is not None:
                     with atomic_file(cache) as scratch:  # whole after every outcome, whenever it is stopped
-                        lines = (json.dumps(clean(asdict(found))) for found in known.values())
+                        lines = (json.dumps({"key": key, **clean(asdict(found))}) for key, found in known.items())
                         scratch.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            outcomes.append(known[name, value])
+            outcomes.append(known[key])
             progress.advance(task)
     return outcomes
+
+
+def _digest(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _read(cache: Path) -> dict[str, Outcome]:
+    known = {}
+    try:
+        for line in cache.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            # JSON has no infinity, which a median is that was not reached
+            row["numbers"] = {name: math.inf if value is None else value for name, value in row["numbers"].items()}
+            key = row.pop("key")
+            known[key] = Outcome(**row)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(f"{cache} is damaged ({type(error).__name__}: {error}); remove it.") from error
+    return known
 
 
 @torch.no_grad()
@@ -81,12 +108,17 @@ def end_logits(
     """
     end, stop = reasoner.delimiters.close[-1], reasoner.tokenizer.eos_token_id
     prompts = sorted((reasoner.prompt(problem.question) for problem in problems), key=len)
+    known = signature(reasoner.model.forward).parameters
     found: dict[str, list[float]] = {"strength": [], "end": [], "stop": [], "mean": []}
     for strength in strengths:
         sums = np.zeros(3)
         for start in range(0, len(prompts), batch_size):
             batch = reasoner.tokenizer.pad({"input_ids": prompts[start : start + batch_size]}, return_tensors="pt")
-            batch = {key: value.to(reasoner.model.device) for key, value in batch.items()}
+            batch = {key: batch[key].to(reasoner.model.device) for key in ("input_ids", "attention_mask")}
+            # what generate would pass: places counted without padding, and no logits of any but the last
+            places = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+            batch |= {"position_ids": places} if "position_ids" in known else {}
+            batch |= {"logits_to_keep": 1} if "logits_to_keep" in known else {}
             with Steering(vectors, strength).applied(reasoner.model, reasoner.delimiters):
                 logits = reasoner.model(**batch).logits[:, -1].float()
             sums += [float(logits[:, end].sum()), float(logits[:, stop].sum()), float(logits.mean(dim=1).sum())]
@@ -125,15 +157,15 @@ def choose(
     Args:
         on, tested: outcomes of the same settings, the unchanged model among them.
         max_loss: with no budget: the fewest tokens at an accuracy at most so far below the unchanged model's.
-        budget: the most accurate setting whose mean thought is at most so many tokens.
+        budget: the most accurate setting whose mean thought is at most so many tokens, of equals the shortest.
 
     Raises:
-        DataError: a setting was not tested.
+        DataError: a setting was not tested, or the unchanged model is not among them.
     """
     after = {(outcome.knob, outcome.value): outcome for outcome in tested}
     if missing := [(found.knob, found.value) for found in on if (found.knob, found.value) not in after]:
         raise DataError(f"The setting {missing[0]} was not tested; test the settings that were chosen from.")
-    plain = next(outcome for outcome in on if outcome.knob == "none")
+    plain = plain_of(on)
     choices = {}
     names = [name for name in dict.fromkeys(outcome.knob for outcome in on) if name != "none"]
     for name in ["best", *names]:
@@ -142,11 +174,13 @@ def choose(
             pool = [found for found in pool if not found.knob.startswith("random")]
         if budget is not None:
             allowed = [found for found in pool if found.numbers["mean"] <= budget]
-            best = max(allowed, key=lambda found: found.numbers["accuracy"], default=plain)
+            best = max(allowed, key=lambda found: (found.numbers["accuracy"], -found.numbers["mean"]), default=plain)
         else:
-            least = plain.numbers["accuracy"] - (max_loss or 0.0)
+            least = (
+                plain.numbers["accuracy"] - (max_loss or 0.0) - 1e-9
+            )  # shares of equal counts may differ in rounding
             allowed = [found for found in pool if found.numbers["accuracy"] >= least]
-            best = min(allowed, key=lambda found: found.numbers["mean"])
+            best = min(allowed, key=lambda found: found.numbers["mean"], default=plain)
         end = after[best.knob, best.value]
         saved, lost = against(after["none", 0.0], end)
         choices[name] = Choice(best.knob, best.value, best, end, saved, lost)
@@ -169,8 +203,15 @@ def against(plain: Outcome, other: Outcome, draws: int = 2000) -> tuple[Any, Any
 
 
 def plain_of(outcomes: Sequence[Outcome]) -> Outcome:
-    """The unchanged model's."""
-    return next(outcome for outcome in outcomes if outcome.knob == "none")
+    """The unchanged model's.
+
+    Raises:
+        DataError: it is not among them.
+    """
+    found = next((outcome for outcome in outcomes if outcome.knob == "none"), None)
+    if found is None:
+        raise DataError("The unchanged model is not among the outcomes; measure it too, to compare with.")
+    return found
 
 
 def document(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -1,0 +1,187 @@
+"""Told before it is used, taken apart into what adds up again, and chosen where it is not tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from forethought.data.problems import Problem
+from forethought.errors import DataError
+from forethought.instruments.capture import Transcript
+from forethought.instruments.logit_route import ThinkingBias, parts
+from forethought.instruments.schedules import EntropyAdaptive, Places
+from forethought.reasoners.progress.figures import draw_parts
+from forethought.reasoners.progress.intervention import (
+    ADAPTIVE,
+    WHOLE,
+    ClassAdaptive,
+    Difficulty,
+    adaptive_knob,
+    alpha_grid,
+    biases,
+    foretell,
+    knobs,
+)
+from forethought.reasoners.progress.overclocking import (
+    overclock,
+    plan,
+    refuse_learned,
+    validation_thoughts,
+    write_generations,
+)
+from forethought.reasoners.progress.preparation import Prepared
+from forethought.reasoners.progress.trained import Trained
+from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.rollouts import Sampling, roll_out
+
+SAMPLING = Sampling(1, 40, 1.0, 1.0, 5, 16)
+
+
+@pytest.fixture(scope="module")
+def thoughts(planted: Prepared, reasoner: Reasoner) -> list[Transcript]:
+    return validation_thoughts(planted, reasoner)
+
+
+def test_what_is_foretold_is_what_the_logits_say(
+    reasoner: Reasoner, trained: Trained, thoughts: list[Transcript]
+) -> None:
+    bias, _ = biases(reasoner, trained)
+    found = foretell(reasoner, thoughts, bias, [0.0, 3.0, -2.0])
+    end = reasoner.delimiters.close[0]
+    kl, odds = {0.0: [], 3.0: [], -2.0: []}, []
+    for each in thoughts:
+        with torch.no_grad():
+            logits = reasoner.model(input_ids=torch.tensor([each.ids])).logits[0, len(each.prompt) - 1 : -1].double()
+        for alpha, values in kl.items():
+            biased = (logits + alpha * bias).softmax(-1)
+            values.append(F.kl_div(logits.log_softmax(-1), biased, reduction="none").sum(-1))
+
+        def log_odds(alpha: float, logits: torch.Tensor = logits) -> torch.Tensor:
+            p = (logits + alpha * bias).softmax(-1)[:, end]
+            return p.log() - (1 - p).log()
+
+        odds.append((log_odds(1e-4) - log_odds(-1e-4)) / 2e-4)
+    for alpha, values in kl.items():
+        assert found.kl[alpha] == pytest.approx(float(torch.cat(values).mean()), rel=1e-3, abs=1e-6)
+    assert found.advantage == pytest.approx(float(torch.cat(odds).mean()), rel=1e-2)
+    assert found.norm == pytest.approx(float(bias.norm()))
+
+
+def test_the_grid_moves_the_distribution_by_what_was_asked(
+    reasoner: Reasoner, trained: Trained, thoughts: list[Transcript]
+) -> None:
+    bias, _ = biases(reasoner, trained)
+    back, *grid = alpha_grid(reasoner, thoughts, bias, [0.01, 0.05, 0.1])
+    found = foretell(reasoner, thoughts, bias, grid)
+    for alpha, wanted in zip(grid, [0.01, 0.05, 0.1], strict=True):
+        assert found.kl[alpha] == pytest.approx(wanted, rel=0.35)
+        assert alpha * found.advantage > 0
+    assert back == -grid[1]
+
+
+def test_the_parts_are_the_whole_and_the_random_ones_are_as_long(reasoner: Reasoner, trained: Trained) -> None:
+    found = {knob.name: knob for knob in knobs(reasoner, trained, [2.0], [5.0], randoms=2)}
+    taken = {name: knob.at(knob.values[0]).options["logits_processor"][0] for name, knob in found.items()}
+    whole = taken[WHOLE].bias
+    assert torch.equal(taken["its end entry alone"].bias + taken["all but its end entry"].bias, whole)
+    assert int((taken["its end entry alone"].bias != 0).sum()) <= 1
+    for name in ("random 1", "random 2"):
+        assert float(taken[name].bias.norm()) == pytest.approx(float(whole.norm()), rel=1e-5)
+        assert abs(float(F.cosine_similarity(taken[name].bias, whole, dim=0))) < 0.5
+    assert {taken[name].strength for name in taken if name != "raw vector"} == {2.0}
+    assert taken["raw vector"].strength == 5.0
+
+
+def test_nothing_is_biased_after_the_thought(reasoner: Reasoner, trained: Trained, problems: list[Problem]) -> None:
+    bias, _ = biases(reasoner, trained)
+    processor = ThinkingBias(bias, 2.0, reasoner.delimiters)
+    [batch] = roll_out(reasoner, problems[:12], SAMPLING, logits_processor=[processor])
+    assert any(rollout.ended and len(rollout.ids) > rollout.thinking_tokens + 1 for rollout in batch)
+    assert processor.count.tolist() == [rollout.thinking_tokens + rollout.ended for rollout in batch]
+
+
+def test_the_schedule_of_a_class_is_the_published_one(reasoner: Reasoner) -> None:
+    pad = reasoner.tokenizer.pad_token_id
+    prompts = [[5, 6, 285], [7, 285], [8, 9, 285]]
+    width, drawn = 3, [11, 12]
+    ids = torch.tensor([[pad] * (width - len(p)) + p + drawn for p in prompts])
+    entropy = torch.full(ids.shape, float("nan"))
+    entropy[:, width:] = torch.tensor([[0.0, 0.02], [0.01, 0.5], [0.3, 0.04]])
+    at = Places.of(ids, torch.ones_like(ids), torch.full((3,), width), reasoner.delimiters, entropy)
+    schedule = ClassAdaptive({tuple(p): place for place, p in enumerate(prompts)}, pad)
+    found = 30 * schedule(at)
+    for row, base in enumerate((50.0, 30.0, 10.0)):
+        wanted = EntropyAdaptive(base, 10.0, 100.0, 0.02)(at)
+        torch.testing.assert_close(found[row, width - 1 :], wanted[row, width - 1 :])
+
+
+def test_classes_are_thirds_and_reach_their_rows(
+    reasoner: Reasoner, trained: Trained, planted: Prepared, problems: list[Problem]
+) -> None:
+    difficulty = Difficulty.fit(planted)
+    classes = difficulty.of(reasoner, problems)
+    assert len(set(classes)) == 3
+    bias, _ = biases(reasoner, trained)
+    knob = adaptive_knob(reasoner, bias, [4.0], problems, classes)
+    assert knob.name == ADAPTIVE
+    setting = knob.at(4.0)
+    schedule = setting.options["logits_processor"][0].schedule
+    assert [schedule.classes[tuple(reasoner.prompt(p.question))] for p in problems] == classes
+    together = [r.ids for batch in roll_out(reasoner, problems[:6], SAMPLING, **setting.options) for r in batch]
+    assert len(together) == 6
+
+
+def test_it_is_chosen_on_validation_and_tested_on_test_problems(
+    reasoner: Reasoner, trained: Trained, planted: Prepared, tmp_path: Path
+) -> None:
+    problems = {"validation": planted.part("validation"), "test": planted.part("test")}
+    planned = plan(planted, trained, reasoner, problems, alphas=[-20.0, 20.0])
+    assert planned.foretold["centred"].kl.keys() == {-20.0, 20.0}
+    assert planned.note == ""
+    found = overclock(reasoner, problems, SAMPLING, planned, tmp_path, max_loss=1.0)
+    names = {WHOLE, "raw vector", "its end entry alone", "all but its end entry", "random 1", ADAPTIVE}
+    for part in ("validation", "test"):
+        assert {o.knob for o in found.outcomes[part]} == {"none", *names}
+        assert all(len(o.tokens) == len(problems[part]) for o in found.outcomes[part])
+    choice = found.choices[WHOLE]
+    on = {o.value: o.numbers["mean"] for o in found.outcomes["validation"] if o.knob in (WHOLE, "none")}
+    assert on[choice.value] == min(on.values())
+    again = overclock(reasoner, problems, SAMPLING, planned, tmp_path, max_loss=1.0)
+    assert again.choices[WHOLE].tested == choice.tested  # kept, not measured anew
+    draw_parts(found.outcomes["test"], tmp_path / "parts.png")
+
+    knob = planned.knobs["test"][0]
+    write_generations(tmp_path / "texts.jsonl", reasoner, problems["test"], planted.parts["test"], SAMPLING, knob, 20.0)
+    lines = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    assert [line["problem"] for line in lines] == planted.parts["test"]  # its number in the list, not in the part
+    measured = next(o for o in found.outcomes["test"] if (o.knob, o.value) == (WHOLE, 20.0))
+    assert [[line["thinking_tokens"]] for line in lines] == measured.tokens
+
+
+def test_one_strength_is_tested_without_a_choice(
+    reasoner: Reasoner, trained: Trained, planted: Prepared, tmp_path: Path
+) -> None:
+    problems = {"validation": planted.part("validation"), "test": planted.part("test")}
+    planned = plan(planted, trained, reasoner, problems, alphas=[15.0], randoms=0)
+    found = overclock(reasoner, problems, SAMPLING, planned, tmp_path / "work")
+    assert set(found.outcomes) == {"test"}
+    assert found.choices["best"].value == 15.0
+    assert np.isfinite(found.choices["best"].saved).all()
+
+
+def test_learned_questions_are_not_tested_on(planted: Prepared) -> None:
+    refuse_learned(planted, planted.part("test"))
+    with pytest.raises(DataError, match="1 of the questions to test on were learned from"):
+        refuse_learned(planted, [*planted.part("test"), planted.part("validation")[0]])
+
+
+def test_the_end_entry_is_what_parts_says(reasoner: Reasoner, trained: Trained) -> None:
+    bias, _ = biases(reasoner, trained)
+    end, rest = parts(bias, reasoner.delimiters)
+    assert float(rest[reasoner.delimiters.close[0]]) == 0.0
+    assert float(end.abs().sum()) == pytest.approx(abs(float(bias[reasoner.delimiters.close[0]])))

@@ -1,0 +1,171 @@
+"""A real server on a real port: events, limits, readers that leave, and an end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from forethought.errors import ArtefactError
+from forethought.reasoners.progress.stream import PAGE, ProgressServer
+from forethought.reasoners.progress.trained import Trained
+from forethought.reasoners.progress.watching import Watcher, plain
+from forethought.reasoners.reasoner import Reasoner
+
+QUESTION = "sum 3 9 4"
+
+
+@pytest.fixture
+def watcher(reasoner: Reasoner, trained: Trained) -> Watcher:
+    return Watcher(reasoner, trained, max_new_tokens=60, temperature=1.0, top_p=1.0, seed=1)
+
+
+def serving(watcher: Watcher, **more: Any) -> Iterator[ProgressServer]:
+    server = ProgressServer(watcher, **more)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.close()
+
+
+@pytest.fixture
+def server(watcher: Watcher) -> Iterator[ProgressServer]:
+    yield from serving(watcher)
+
+
+def ask(server: ProgressServer, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    return response, response.read().decode()
+
+
+def events(text: str) -> list[tuple[str, Any]]:
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if line and not line.startswith(":"))
+        if "data" in fields:
+            found.append((fields.get("event", "message"), json.loads(fields["data"])))
+    return found
+
+
+def test_events_are_what_the_watcher_sees(server: ProgressServer, watcher: Watcher) -> None:
+    response, text = ask(server, f"/events?question={quote(QUESTION)}")
+    assert response.status == 200
+    assert response.getheader("Content-Type").startswith("text/event-stream")
+    *tokens, (name, ending) = events(text)
+    assert name == "done"
+    assert {"token", "text", "fraction", "low", "high", "eta_tokens", "phase", "source"} <= set(tokens[0][1])
+    *wanted, last = [plain(item) for item in watcher.stream(QUESTION)]
+    for (_, found), event in zip(tokens, wanted, strict=True):
+        assert found | {"seconds": 0} == event | {"seconds": 0}
+    assert ending | {"seconds": 0} == last | {"seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/events", 400),
+        ("/events?question=%20", 400),
+        ("/events?question=a&question=b", 400),
+        ("/events?" + "&".join(f"a{i}=1" for i in range(20)), 400),
+        ("/events?question=" + "a" * 4001, 400),
+        ("/events?question=" + "a" * 20_000, 414),
+        ("/elsewhere", 404),
+        ("/../../etc/passwd", 404),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_a_sentence(server: ProgressServer, path: str, status: int) -> None:
+    response, text = ask(server, path)
+    assert response.status == status
+    assert json.loads(text)["error"].endswith(".")
+
+
+def test_bodies_other_methods_and_other_names_are_refused(server: ProgressServer) -> None:
+    assert ask(server, "/events?question=a", body=b"x" * 10)[0].status == 413
+    assert ask(server, "/", "POST", b"x")[0].status == 501
+    assert ask(server, "/", Host="evil.example:80")[0].status == 403
+
+
+def test_a_browser_that_asks_again_by_itself_gets_nothing(server: ProgressServer) -> None:
+    response, text = ask(server, f"/events?question={quote(QUESTION)}", Last_Event_ID="3")
+    assert (response.status, text) == (204, "")
+
+
+def test_a_question_that_fills_the_context_is_told_as_an_event(server: ProgressServer) -> None:
+    _, text = ask(server, "/events?question=" + "1" * 2000)
+    [(name, found)] = events(text)
+    assert name == "error"
+    assert "context" in found["error"]
+
+
+def test_questions_wait_and_too_many_are_refused(watcher: Watcher) -> None:
+    for server in serving(watcher, waiting=1):
+        with server.thinking:
+            waiting = [socket.create_connection(server.server_address, timeout=30) for _ in range(2)]
+            for each in waiting:
+                each.sendall(b"GET /events?question=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert b" 200 " in each.recv(64)
+            assert ask(server, "/events?question=1")[0].status == 503
+            assert ask(server, "/")[0].status == 200  # the page is there all the same
+        for each in waiting:
+            text = b""
+            while part := each.recv(65536):
+                text += part
+            assert b"event: done" in text
+            each.close()
+
+
+def test_a_reader_that_leaves_ends_the_thought(watcher: Watcher) -> None:
+    slow = replace(watcher, max_new_tokens=900, temperature=0.0)  # of the greedy thoughts none ends
+    for server in serving(slow):
+        reader = socket.create_connection(server.server_address, timeout=30)
+        reader.sendall(b"GET /events?question=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        reader.recv(1000)
+        assert server.thinking.locked()
+        reader.close()
+        deadline = time.monotonic() + 30
+        while server.thinking.locked() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not server.thinking.locked()
+        assert not slow.reasoner.model.model.norm._forward_hooks
+
+
+def test_the_end_of_the_server_ends_the_thought(watcher: Watcher) -> None:
+    slow = replace(watcher, max_new_tokens=900, temperature=0.0)
+    for server in serving(slow):
+        reader = socket.create_connection(server.server_address, timeout=30)
+        reader.sendall(b"GET /events?question=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        reader.recv(1000)
+        server.close()
+        text = b""
+        while part := reader.recv(65536):
+            text += part
+        assert b'"why": "stopped"' in text or b'"why": "tokens"' in text or b'"why": "end"' in text
+        reader.close()
+
+
+def test_a_port_that_is_taken_is_told(server: ProgressServer, watcher: Watcher) -> None:
+    with pytest.raises(ArtefactError, match="choose another with --sse"):
+        ProgressServer(watcher, server.server_address[1])
+    with pytest.raises(ArtefactError, match="70000"):
+        ProgressServer(watcher, 70000)
+
+
+def test_the_page_needs_nothing_from_elsewhere(server: ProgressServer) -> None:
+    response, text = ask(server, "/")
+    assert response.status == 200
+    assert "default-src 'none'" in response.getheader("Content-Security-Policy")
+    assert text == PAGE.read_text()
+    assert not re.search(r"https?:|src=|@import|innerHTML", text)

@@ -1,0 +1,168 @@
+"""One pass a token, the state of that very pass, and a bar that never goes back."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from forethought.data.problems import Problem
+from forethought.errors import ArtefactError
+from forethought.instruments.logit_route import ThinkingBias
+from forethought.reasoners.progress.bar import show, status
+from forethought.reasoners.progress.intervention import biases
+from forethought.reasoners.progress.trained import SOURCES, Trained
+from forethought.reasoners.progress.watching import Ending, Event, Speller, Watcher, plain
+from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.tokenizer import build_tokenizer
+
+
+@pytest.fixture
+def watcher(reasoner: Reasoner, trained: Trained) -> Watcher:
+    return Watcher(reasoner, trained, max_new_tokens=60, temperature=1.0, top_p=1.0, seed=1)
+
+
+def taken(watcher: Watcher, question: str) -> tuple[list[Event], Ending]:
+    *events, ending = watcher.stream(question)
+    assert isinstance(ending, Ending)
+    assert all(isinstance(event, Event) for event in events)
+    return events, ending  # type: ignore[return-value]
+
+
+def question_whose_thought_ends(watcher: Watcher, problems: list[Problem]) -> str:
+    """With something after the thought, so that there is an answer to look at."""
+    for problem in problems:
+        events, ending = taken(watcher, problem.question)
+        if ending.ended and ending.thinking_tokens > 5 and events[-1].phase == "answer":
+            return problem.question
+    raise AssertionError("no thought ends")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_bar_reads_the_states_of_a_full_pass(
+    watcher: Watcher, problems: list[Problem], reasoner: Reasoner, trained: Trained, source: Any
+) -> None:
+    question = question_whose_thought_ends(watcher, problems)
+    events, ending = taken(replace(watcher, source=source), question)
+    ids = [*reasoner.prompt(question), *(event.token for event in events)]
+    with torch.no_grad():
+        hidden = reasoner.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+    first = len(reasoner.prompt(question)) - 1
+    states = hidden[first : first + ending.thinking_tokens + 1]
+    shown = trained.meters[source].shown(trained.predict(source, states))
+    thinking = [event for event in events if event.phase == "think"]
+    assert len(thinking) == len(shown)
+    np.testing.assert_allclose([event.fraction for event in thinking[:-1]], shown[:-1], atol=2e-4)
+    closing = thinking[-1]
+    assert (closing.token, closing.fraction, closing.eta_tokens) == (reasoner.delimiters.close[0], 1.0, 0.0)
+    assert all(event.fraction == 1.0 for event in events[len(thinking) :])
+    assert (np.diff([event.fraction for event in events]) >= 0).all()
+    assert all(event.low <= event.high and event.source == source for event in events)
+
+
+def test_a_token_takes_one_pass_over_one_position(watcher: Watcher, problems: list[Problem]) -> None:
+    widths: list[int] = []
+    handle = watcher.reasoner.model.model.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append((args or (kwargs["hidden_states"],))[0].shape[1]), with_kwargs=True
+    )
+    try:
+        events, _ = taken(watcher, problems[0].question)
+    finally:
+        handle.remove()
+    assert widths == [len(watcher.reasoner.prompt(problems[0].question)), *[1] * (len(events) - 1)]
+
+
+def test_greedy_watching_writes_what_generate_writes(watcher: Watcher, problems: list[Problem]) -> None:
+    for alpha in (0.0, 30.0):
+        processors = []
+        if alpha:
+            bias, _ = biases(watcher.reasoner, watcher.trained)
+            processors = [ThinkingBias(bias, alpha, watcher.reasoner.delimiters)]
+        prompts = [watcher.reasoner.prompt(problem.question) for problem in problems[:3]]
+        for problem, prompt in zip(problems[:3], prompts, strict=True):
+            [wanted] = watcher.reasoner.generate([prompt], max_new_tokens=40, logits_processor=processors)
+            events, ending = taken(replace(watcher, temperature=0, alpha=alpha, max_new_tokens=40), problem.question)
+            assert [event.token for event in events] == wanted
+            assert ending.thinking_tokens == watcher.reasoner.thought(wanted)[0]
+
+
+def test_the_seed_makes_the_text(watcher: Watcher, problems: list[Problem]) -> None:
+    texts = [
+        [event.token for event in taken(replace(watcher, seed=seed), problems[2].question)[0]] for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_it_ends_by_limit_by_time_and_from_outside_and_leaves_no_hook(
+    watcher: Watcher, problems: list[Problem]
+) -> None:
+    question = question_whose_thought_ends(watcher, problems)
+    norm = watcher.reasoner.model.model.norm
+    assert taken(replace(watcher, max_new_tokens=3), question)[1].why == "tokens"
+    late = taken(replace(watcher, max_seconds=-1.0), question)
+    assert late == ([], replace(late[1], why="time", tokens=0, thinking_tokens=0, ended=False))
+    [*events, ending] = watcher.stream(question, stop=lambda: True)
+    assert (events, ending.why) == ([], "stopped")  # type: ignore[union-attr]
+    stream = watcher.stream(question)
+    next(stream)
+    assert len(norm._forward_hooks) == 1
+    stream.close()  # type: ignore[attr-defined]
+    assert not norm._forward_hooks
+
+
+def test_a_wrong_sampling_is_refused(watcher: Watcher) -> None:
+    with pytest.raises(ArtefactError, match="top_p"):
+        list(replace(watcher, top_p=0.0).stream("1+1="))
+
+
+def test_characters_are_written_when_they_are_whole() -> None:
+    tokenizer = build_tokenizer()
+    text = "sum 3 9 → naïve 😀 end\nWait "
+    for whole in (text, " a b", "😀😀"):
+        speller = Speller(tokenizer)
+        pieces = [speller.push(token) for token in tokenizer.encode(whole)]
+        assert "".join(pieces) == whole
+        assert all("\ufffd" not in piece for piece in pieces)
+
+
+def test_why_says_what_is_read(watcher: Watcher) -> None:
+    assert "probe" in replace(watcher, source="tpv").why()
+    fallen = replace(watcher, trained=replace(watcher.trained, source="position"))
+    assert "neither probe was better" in fallen.why()
+
+
+def test_the_bar_in_a_terminal_and_the_text_elsewhere(
+    watcher: Watcher, problems: list[Problem], capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = question_whose_thought_ends(watcher, problems)
+    events, _ = taken(watcher, question)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+    ending = show(watcher.stream(question), "why", terminal)
+    assert ending is not None
+    written = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "tokens left [" in written
+    assert f"{ending.thinking_tokens} thinking tokens" in written
+    pipe = Console(file=io.StringIO(), force_terminal=False)
+    show(watcher.stream(question), "why", pipe)
+    text = "".join(event.text for event in events)
+    assert pipe.file.getvalue().rstrip("\n") == "".join(
+        c for c in text if c == "\n" or (c >= " " and c != "\x7f")
+    ).rstrip("\n")  # type: ignore[attr-defined]
+    assert capsys.readouterr().err.startswith("why\n")
+
+
+def test_what_a_model_writes_cannot_steer_a_terminal() -> None:
+    event = Event(1, "a\x1b[2Jb\x07", 0.5, 3, 9, 6, "think", "gru", 5, 1.0)
+    ending = Ending("end", 1, 1, False, None, 1.0)
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=60)
+        show(iter([event, ending]), "", console)
+        assert "\x1b[2J" not in console.file.getvalue()  # type: ignore[attr-defined]
+        assert "\x07" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert status(event) == " 50%  ≈ 6 tokens left [3–9] · 1.2 s · by gru"
+    assert plain(event)["eta_tokens"] == 6
