@@ -97,11 +97,11 @@ def test_every_step_of_a_collatz_is_the_next_and_the_last_is_the_first_below(lev
 def test_every_step_of_a_chase_is_one_of_its_arrows_and_none_leads_on(level: int, seed: int) -> None:
     problem = drawn("chase", level, seed)
     start, arrows = re.fullmatch(r"chase (\w) in (.*)", problem.question).groups()  # type: ignore[union-attr]
-    pairs = dict(arrow.split(">") for arrow in arrows.split())
+    pairs = {arrow[0].lower(): arrow[1] for arrow in arrows.split()}
     assert len(pairs) == len(arrows.split())  # one way on from everywhere
     at = start
     for step in problem.steps:
-        assert step == f"{at}>{pairs[at]}"
+        assert step == f"{at.upper()}{pairs[at]}"
         at = pairs[at]
     assert at == problem.answer
     assert at not in pairs

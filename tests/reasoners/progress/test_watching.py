@@ -21,6 +21,8 @@ from forethought.reasoners.progress.watching import Ending, Event, Speller, Watc
 from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.tokenizer import build_tokenizer
 
+QUESTION = "sum 3 9 4"
+
 
 @pytest.fixture
 def watcher(reasoner: Reasoner, trained: Trained) -> Watcher:
@@ -34,25 +36,26 @@ def taken(watcher: Watcher, question: str) -> tuple[list[Event], Ending]:
     return events, ending  # type: ignore[return-value]
 
 
-def question_whose_thought_ends(watcher: Watcher, problems: list[Problem]) -> str:
-    """With something after the thought, so that there is an answer to look at."""
-    for problem in problems:
-        events, ending = taken(watcher, problem.question)
+def whose_thought_ends(watcher: Watcher) -> Watcher:
+    """With a seed that makes a thought of some length and an answer after it."""
+    for seed in range(100):
+        found = replace(watcher, seed=seed)
+        events, ending = taken(found, QUESTION)
         if ending.ended and ending.thinking_tokens > 5 and events[-1].phase == "answer":
-            return problem.question
+            return found
     raise AssertionError("no thought ends")
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_bar_reads_the_states_of_a_full_pass(
-    watcher: Watcher, problems: list[Problem], reasoner: Reasoner, trained: Trained, source: Any
+    watcher: Watcher, reasoner: Reasoner, trained: Trained, source: Any
 ) -> None:
-    question = question_whose_thought_ends(watcher, problems)
-    events, ending = taken(replace(watcher, source=source), question)
-    ids = [*reasoner.prompt(question), *(event.token for event in events)]
+    watcher = whose_thought_ends(watcher)
+    events, ending = taken(replace(watcher, source=source), QUESTION)
+    ids = [*reasoner.prompt(QUESTION), *(event.token for event in events)]
     with torch.no_grad():
         hidden = reasoner.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
-    first = len(reasoner.prompt(question)) - 1
+    first = len(reasoner.prompt(QUESTION)) - 1
     states = hidden[first : first + ending.thinking_tokens + 1]
     shown = trained.meters[source].shown(trained.predict(source, states))
     thinking = [event for event in events if event.phase == "think"]
@@ -98,17 +101,15 @@ def test_the_seed_makes_the_text(watcher: Watcher, problems: list[Problem]) -> N
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_it_ends_by_limit_by_time_and_from_outside_and_leaves_no_hook(
-    watcher: Watcher, problems: list[Problem]
-) -> None:
-    question = question_whose_thought_ends(watcher, problems)
+def test_it_ends_by_limit_by_time_and_from_outside_and_leaves_no_hook(watcher: Watcher) -> None:
+    watcher = whose_thought_ends(watcher)
     norm = watcher.reasoner.model.model.norm
-    assert taken(replace(watcher, max_new_tokens=3), question)[1].why == "tokens"
-    late = taken(replace(watcher, max_seconds=-1.0), question)
+    assert taken(replace(watcher, max_new_tokens=3), QUESTION)[1].why == "tokens"
+    late = taken(replace(watcher, max_seconds=-1.0), QUESTION)
     assert late == ([], replace(late[1], why="time", tokens=0, thinking_tokens=0, ended=False))
-    [*events, ending] = watcher.stream(question, stop=lambda: True)
+    [*events, ending] = watcher.stream(QUESTION, stop=lambda: True)
     assert (events, ending.why) == ([], "stopped")  # type: ignore[union-attr]
-    stream = watcher.stream(question)
+    stream = watcher.stream(QUESTION)
     next(stream)
     assert len(norm._forward_hooks) == 1
     stream.close()  # type: ignore[attr-defined]
@@ -136,19 +137,17 @@ def test_why_says_what_is_read(watcher: Watcher) -> None:
     assert "neither probe was better" in fallen.why()
 
 
-def test_the_bar_in_a_terminal_and_the_text_elsewhere(
-    watcher: Watcher, problems: list[Problem], capsys: pytest.CaptureFixture[str]
-) -> None:
-    question = question_whose_thought_ends(watcher, problems)
-    events, _ = taken(watcher, question)
+def test_the_bar_in_a_terminal_and_the_text_elsewhere(watcher: Watcher, capsys: pytest.CaptureFixture[str]) -> None:
+    watcher = whose_thought_ends(watcher)
+    events, _ = taken(watcher, QUESTION)
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
-    ending = show(watcher.stream(question), "why", terminal)
+    ending = show(watcher.stream(QUESTION), "why", terminal)
     assert ending is not None
     written = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "tokens left [" in written
     assert f"{ending.thinking_tokens} thinking tokens" in written
     pipe = Console(file=io.StringIO(), force_terminal=False)
-    show(watcher.stream(question), "why", pipe)
+    show(watcher.stream(QUESTION), "why", pipe)
     text = "".join(event.text for event in events)
     assert pipe.file.getvalue().rstrip("\n") == "".join(
         c for c in text if c == "\n" or (c >= " " and c != "\x7f")
