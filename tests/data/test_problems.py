@@ -130,6 +130,11 @@ def test_splits_are_disjoint_and_stay_where_they_are() -> None:
     # a hash of the text, whatever the release: a model that was trained once must not have seen the test part
     known = {"gcd 98 41": "train", "sum 1 2": "train", "gcd 9 6": "test", "sum 2 2": "test"}
     assert {question: Problem("", 0, question, (), "").split for question in known} == known
+    # one question in two orders is one question
+    assert all(
+        Problem("gcd", 0, f"gcd {a} {b}", (), "").split == Problem("gcd", 0, f"gcd {b} {a}", (), "").split
+        for a in range(1, 100, 7) for b in range(1, 100)
+    )  # fmt: skip
 
 
 def test_a_set_is_balanced_different_and_the_same_again() -> None:
@@ -141,7 +146,7 @@ def test_a_set_is_balanced_different_and_the_same_again() -> None:
 
 
 def test_a_used_up_cell_gives_way_to_the_others() -> None:
-    """The easiest gcds of the test part are 28; asking for 40 of each kind used to end at seven hundred."""
+    """The easiest gcds of the test part are some tens; asking for 40 of each kind used to end at seven hundred."""
     problems = draw_problems(500, "test", 0, families=("gcd", "chase"), levels=(1, 2))
     assert len({problem.question for problem in problems}) == 500
     sizes = Counter((problem.family, problem.level) for problem in problems)
@@ -153,7 +158,7 @@ def test_there_are_no_more_problems_than_there_are() -> None:
         return 0 if a == b else 1 + steps(min(a, b), abs(a - b))
 
     pairs = [(a, b) for a in range(1, 100) for b in range(1, 100) if 2 <= steps(a, b) <= 3]
-    there = {f"gcd {a} {b}" for a, b in pairs if Problem("", 0, f"gcd {a} {b}", (), "").split == "test"}
+    there = {f"gcd {a} {b}" for a, b in pairs if Problem("gcd", 0, f"gcd {a} {b}", (), "").split == "test"}
     assert {p.question for p in draw_problems(1000, "test", 0, families=("gcd",), levels=(1,))} == there
 
 
