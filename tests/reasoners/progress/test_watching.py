@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,12 @@ def taken(watcher: Watcher, question: str) -> tuple[list[Event], Ending]:
     assert isinstance(ending, Ending)
     assert all(isinstance(event, Event) for event in events)
     return events, ending  # type: ignore[return-value]
+
+
+def slowly(item: Event | Ending) -> Event | Ending:
+    """As a model of some size: a terminal is redrawn twelve times a second."""
+    time.sleep(0.03)
+    return item
 
 
 def whose_thought_ends(watcher: Watcher) -> Watcher:
@@ -141,7 +148,7 @@ def test_the_bar_in_a_terminal_and_the_text_elsewhere(watcher: Watcher, capsys: 
     watcher = whose_thought_ends(watcher)
     events, _ = taken(watcher, QUESTION)
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
-    ending = show(watcher.stream(QUESTION), "why", terminal)
+    ending = show((slowly(item) for item in watcher.stream(QUESTION)), "why", terminal)
     assert ending is not None
     written = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "tokens left [" in written
