@@ -26,7 +26,8 @@ def test_the_guide_names_every_command(forethought: Command):
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_takes_the_four_flags(name: str, capsys: pytest.CaptureFixture[str]):
-    words = [name, "prepare", "--help"] if name == "data" else [name, "--help"]
+    step = {"data": ["prepare"], "strength": ["collect"], "progress": ["generate"]}.get(name, [])
+    words = [name, *step, "--help"]
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 0

@@ -139,16 +139,27 @@ def test_questions_wait_and_too_many_are_refused(watcher: Watcher) -> None:
 
 def test_a_reader_that_leaves_ends_the_thought(watcher: Watcher) -> None:
     slow = at_length(watcher)
+    passes, left = [0], threading.Event()
+
+    def wait(*_: Any) -> None:  # the fifth token comes after the reader has left, however fast the model is
+        passes[0] += 1
+        if passes[0] == 5:
+            left.wait(timeout=30)
+
     for server in serving(slow):
         reader = socket.create_connection(server.server_address, timeout=30)
+        handle = slow.reasoner.model.register_forward_pre_hook(wait)
         reader.sendall(b"GET /events?question=sum+3+9+4 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         reader.recv(1000)
         assert server.thinking.locked()
         reader.close()
+        left.set()
         deadline = time.monotonic() + 30
         while server.thinking.locked() and time.monotonic() < deadline:
             time.sleep(0.02)
+        handle.remove()
         assert not server.thinking.locked()
+        assert passes[0] < 250  # it did not go on to its end
         assert not slow.reasoner.model.model.norm._forward_hooks
 
 
