@@ -28,7 +28,7 @@ MODEL = Path(os.environ.get("FORETHOUGHT_VLLM_MODEL", EMBEDDED))
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason=f"there is no vLLM at {PYTHON}; make vllm builds it"),
+    pytest.mark.skipif(not PYTHON.exists(), reason=f"there is no vLLM at {PYTHON}; make test-vllm builds it"),
 ]
 
 SHIFTED = [(0.4, "unsteered"), (-1.0, "unsteered 1")]  # λ, and the same prompt without it
