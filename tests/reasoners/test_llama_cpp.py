@@ -19,10 +19,11 @@ from forethought.instruments.exchange import export_gguf as export_vector
 from forethought.instruments.fingerprint import Identity
 from forethought.instruments.steering import Steering
 from forethought.reasoners.llama_cpp import export_gguf
-from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.reasoner import EMBEDDED, Reasoner
 from forethought.reasoners.training import ReasonerConfig, build_reasoner, reasoner_of
 
 PYTHON = Path(os.environ.get("FORETHOUGHT_LLAMA_PYTHON", "build/llama/bin/python")).absolute()
+MODEL = os.environ.get("FORETHOUGHT_LLAMA_MODEL", str(EMBEDDED))
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,12 @@ def test_what_it_cannot_write_is_refused(small: Reasoner, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path(MODEL).is_dir(), reason="no reasoner: name a folder with one: FORETHOUGHT_LLAMA_MODEL")
 @pytest.mark.skipif(
-    not PYTHON.is_file(), reason="no llama.cpp: make llama, or name its Python: FORETHOUGHT_LLAMA_PYTHON"
+    not PYTHON.is_file(), reason="no llama.cpp: make test-llama builds it, or name its Python: FORETHOUGHT_LLAMA_PYTHON"
 )
 def test_llama_cpp_thinks_the_same_and_is_steered_the_same_way(tmp_path: Path) -> None:
-    reasoner = Reasoner.open("embedded", device="cpu")
+    reasoner = Reasoner.open(MODEL, device="cpu")
     model, end = reasoner.model, reasoner.delimiters.close[0]
     generator = torch.Generator().manual_seed(0)
     vectors = {site: torch.randn(model.config.hidden_size, generator=generator) for site in range(1, 5)}

@@ -1,6 +1,6 @@
 """vLLM, for real: an engine and a server are started on the embedded reasoner, and steered.
 
-They run in a Python of their own, which ``make vllm`` builds: vLLM pins other versions than we do.
+They run in a Python of their own, which ``make test-vllm`` builds: vLLM pins other versions than we do.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ MODEL = Path(os.environ.get("FORETHOUGHT_VLLM_MODEL", EMBEDDED))
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
+    pytest.mark.skipif(
+        not MODEL.is_dir(), reason="there is no reasoner; name a folder with one: FORETHOUGHT_VLLM_MODEL"
+    ),
     pytest.mark.skipif(not PYTHON.exists(), reason=f"there is no vLLM at {PYTHON}; make test-vllm builds it"),
 ]
 
