@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from forethought.instruments.capture import Transcript, capture
 from forethought.instruments.sites import Site
+from measuring import peak_megabytes, seconds
 from report import Cell, Result
 
 WIDTH, BLOCKS, BATCH = 128, 6, 32
@@ -43,29 +43,6 @@ def loop(model: PreTrainedModel, prompts: list[list[int]], batch_size: int) -> t
             states = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
         found.append(torch.stack([layer[:, -1].float() for layer in states]))
     return torch.cat(found, dim=1)
-
-
-def peak_megabytes(call: Callable[[], object]) -> float:
-    """Most memory that tensors made in the call held at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        call()
-    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda entry: entry.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
-
-
-def seconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, the rounds interleaved so that a noisy moment hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, call in work.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
 def main() -> None:
@@ -108,7 +85,7 @@ def compare(result: Result, vocabulary: int, number: int, rounds: int) -> None:
             f"(b) loop, batches of {BATCH}": theirs,
             f"capture(), batches of {BATCH}": ours,
         }
-        times = seconds(work, rounds)
+        times = seconds(work, rounds, warm_up=0)
         memory = {name: peak_megabytes(call) for name, call in work.items()}
     worst = float(np.abs(found["ours"] - found["theirs"]).max())
     a, b, _ = work

@@ -10,11 +10,9 @@ whole step with encoder, optimiser and average. Products in bfloat16 are timed w
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from forethought.evaluation.ranking import CELLS
 from forethought.recommenders.prefergrow import fused
@@ -25,33 +23,14 @@ from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.training.devices import find_precision
 from forethought.training.ema import ExponentialMovingAverage
 from forethought.training.memory import keep_freed_memory
+from measuring import peak_megabytes, seconds
 from report import Cell, Result
 
 ROWS, WIDTH, ITEMS = 256, 256, 12101
 
 
 def milliseconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, the rounds interleaved so that a noisy moment hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(rounds + 2):
-        for name, call in work.items():
-            start = time.perf_counter()
-            call()
-            if turn >= 2:
-                times[name].append(time.perf_counter() - start)
-    return {name: sorted(values)[len(values) // 2] * 1e3 for name, values in times.items()}
-
-
-def peak_megabytes(call: Callable[[], object]) -> float:
-    """Most memory that tensors made in the call held at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        call()
-    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda entry: entry.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
+    return {name: 1e3 * value for name, value in seconds(work, rounds, warm_up=2).items()}
 
 
 def plain_loss(query: torch.Tensor, vectors: torch.Tensor, p: torch.Tensor, noise: Corruption) -> torch.Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,21 +28,10 @@ from forethought.instruments.logit_route import ThinkingBias, end_bias
 from forethought.instruments.sites import Site, Stack
 from forethought.instruments.steering import Steering
 from forethought.reasoners.reasoner import EMBEDDED, Reasoner
+from measuring import seconds
 from report import Cell, Result
 
 PROMPTS, TOKENS, STRENGTH = 64, 100, 0.05
-
-
-def turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, in turns, after one round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for round_ in range(rounds + 1):
-        for name, call in work.items():
-            began = time.perf_counter()
-            call()
-            if round_:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def main() -> None:
@@ -74,7 +62,7 @@ def main() -> None:
         with Steering(vectors, STRENGTH, gate=gate).applied(model, delimiters):  # type: ignore[arg-type]
             generate()
 
-    times = turns(
+    times = seconds(
         {
             "plain": generate,
             "every block, all positions": lambda: steered("all"),
@@ -110,7 +98,7 @@ def others(
                 reasoner.model, transcripts, sites, "last-prompt", Path(scratch) / str(time.monotonic_ns()), quiet=True
             )
 
-        ours = turns({"plain": generate, "read": read}, options.rounds)
+        ours = seconds({"plain": generate, "read": read}, options.rounds)
         job = Path(scratch) / "job.json"
         texts = [reasoner.tokenizer.decode(prompt) for prompt in prompts]
         place = str(EMBEDDED) if options.model == "embedded" else options.model

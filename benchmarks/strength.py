@@ -1,6 +1,6 @@
 """Reasoning strength and progress on the embedded reasoner, three seeds, and the page that tells of it.
 
-    python benchmarks/strength.py --runs RUNS [--seeds 0,1,2] [--number 400] [--threads 2]
+    python benchmarks/strength.py --runs RUNS [--seeds 0,1,2] [--model embedded] [--number 400]
     python benchmarks/strength.py --write docs/results/strength.md
 
 Runs the commands a user would (collect, analyse, steer, overthink, progress, efficient) for every seed, and keeps their
@@ -37,11 +37,14 @@ def make(seed: int, options: argparse.Namespace) -> None:
     folder, progress = options.runs / f"strength-{seed}", options.runs / f"progress-{seed}"
     common = ["--seed", str(seed), "--threads", str(options.threads), "--quiet"]
     sampling = ["--samples", "4", "--max-new-tokens", "400", "--number", str(options.number)]
-    forethought("strength", "collect", "--out", str(folder), *sampling, *common)
+    model = ["--model", options.model]
+    forethought("strength", "collect", "--out", str(folder), *model, *sampling, *common)
     for step in ("analyse", "steer", "overthink"):
         forethought("strength", step, str(folder), *common)
-    overclock = ["--progress", str(progress)] if (progress / "tpv").is_dir() else []
-    forethought("strength", "efficient", str(folder), *overclock, *common)
+    forethought("progress", "generate", "--out", str(progress), *model, "--number", str(options.number // 2), *common)
+    forethought("progress", "prepare", str(progress), *common)
+    forethought("progress", "train", str(progress), *common)
+    forethought("strength", "efficient", str(folder), "--progress", str(progress), *common)
     with atomic_folder(KEPT / f"seed-{seed}") as scratch:
         for name in FILES:
             if (folder / name).is_file():
@@ -134,6 +137,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path)
+    parser.add_argument("--model", default="embedded")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--number", type=int, default=400, help="of problems")
     parser.add_argument("--threads", type=int, default=2)

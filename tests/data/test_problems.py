@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,3 +201,58 @@ def test_there_is_no_such_family_or_level() -> None:
     for family, level, words in (("sums", 1, "no family 'sums'"), ("sum", 6, "level is 6")):
         with pytest.raises(DataError, match=words):
             drawn(family, level, 0)
+
+
+def written(path: Path, *rows: Any) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_problems_of_a_user_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"question": "1+1?", "answer": 2},
+        {"problem": "a\u2028b", "answer": "x", "level": "Level 3", "subject": "Algebra"},
+        "",
+        {"question": "c", "answer": "y", "level": 4.0, "family": "own"},
+        {"question": "d", "answer": "z", "level": "Level ?"},
+        {"question": "e", "answer": "z", "level": 12},
+    ]
+    path = written(tmp_path / "mine.jsonl", *rows)
+    path.write_text(path.read_text().replace("\\u2028", "\u2028"), encoding="utf-8")  # as JSON may hold it
+    found = read_problems(path)
+    assert [(p.family, p.level, p.question, p.answer) for p in found] == [
+        ("mine", 0, "1+1?", "2"),
+        ("Algebra", 3, "a\u2028b", "x"),
+        ("own", 4, "c", "y"),
+        ("mine", 0, "d", "z"),
+        ("mine", 12, "e", "z"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[1]", "line 2 is no object"),
+        ({"answer": "1"}, "line 2: question is None"),
+        ({"question": "x"}, "line 2: answer is None"),
+        ({"question": "x", "answer": " "}, "line 2: answer is ' '"),
+        ({"question": ["x"], "answer": "1"}, "line 2: question is"),
+        ({"question": "first", "answer": "1"}, "line 2 asks what line 1 does"),
+        # "\boxed" in JSON is a backspace and "oxed", which the original asked of every problem
+        ('{"question": "put it in \\boxed{}", "answer": "1"}', r"U\+0008; where .* two backslashes"),
+        ('{"question": "what is \\frac{1}{2}", "answer": "1"}', r"U\+000C"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, row: Any, words: str) -> None:
+    path = written(tmp_path / "p.jsonl", {"question": "first", "answer": "1"}, row)
+    with pytest.raises(DataError, match=words):
+        read_problems(path)
+
+
+def test_there_is_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_problems(tmp_path / "none.jsonl")
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_problems(tmp_path / "bytes.jsonl")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from forethought.cli.strength import add_model, command, open_model
+from forethought.cli.strength import add_model, command, open_model, steps_of
 
 SEED = 42  # of the published scripts
 
@@ -19,15 +19,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "train what reads progress from them, overclock with it, and watch a model think behind a loading bar. One "
         "folder holds it all. Flags may be written with - or, as in the published scripts, with _.",
     )
-    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
-
-    def step(name: str, text: str, run: Any) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = steps.add_parser(
-            name, parents=[common], allow_abbrev=False, help=text, description=text[0].upper() + text[1:] + "."
-        )
-        sub.set_defaults(run=run)
-        return sub
-
+    step = steps_of(parser, common)
     sub = step("generate", "sample thoughts about problems", generate)
     _flag(sub, "out", "output_dir", required=True, metavar="DIR", help="the folder; given again, it goes on")
     add_model(sub)
@@ -323,14 +315,14 @@ def _place(options: argparse.Namespace) -> Path:
 
 
 def _problems(options: argparse.Namespace, end: int | None) -> list[Any]:
-    """Of the file, or made here: as many as are asked for, and at least up to the end of the range."""
-    from forethought.data.problems import FAMILIES, draw_problems
-    from forethought.errors import DataError
-    from forethought.reasoners.strength.collection import read_problems
+    """Of the file, or made here: as many as are asked for, and at least up to the end of the range.
+
+    Those made here are of the validation part, so that what is learned from them can be tested on the problems of
+    ``forethought strength collect``.
+    """
+    from forethought.data.problems import FAMILIES, draw_problems, read_problems
 
     if options.dataset:
         return read_problems(options.dataset)
     families = tuple(options.family or FAMILIES)
-    if unknown := [name for name in families if name not in FAMILIES]:
-        raise DataError(f"There is no family {unknown[0]!r} of problems; choose from {', '.join(FAMILIES)}.")
-    return list(draw_problems(max(options.number, end or 0), "test", 0, families=families))
+    return list(draw_problems(max(options.number, end or 0), "valid", 0, families=families))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "states tell how long the model will think, find the direction of difficulty, steer along it, and choose a "
         "setting that saves tokens. Every claim stands beside its controls.",
     )
-    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
-
-    def step(name: str, text: str, run: Any) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = steps.add_parser(
-            name, parents=[common], allow_abbrev=False, help=text, description=text[0].upper() + text[1:] + "."
-        )
-        sub.set_defaults(run=run)
-        return sub
-
+    step = steps_of(parser, common)
     sub = step("collect", "sample answers to problems and read the states at the ends of the prompts", collect)
     sub.add_argument("--out", required=True, metavar="DIR", help="the folder; given again, it goes on")
     add_model(sub)
@@ -71,13 +64,29 @@ def _count(text: str) -> int:
     return number
 
 
+def steps_of(
+    parser: argparse.ArgumentParser, common: argparse.ArgumentParser
+) -> Callable[..., argparse.ArgumentParser]:
+    """How to add a step to a command: ``step(name, what it does, the function that does it)``."""
+    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
+
+    def step(name: str, text: str, run: Any) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = steps.add_parser(
+            name, parents=[common], allow_abbrev=False, help=text, description=text[0].upper() + text[1:] + "."
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    return step
+
+
 def _folder(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("path", metavar="DIR", help="a folder of 'forethought strength collect'")
     add_model(sub, default=None)
 
 
 def add_model(sub: argparse.ArgumentParser, default: str | None = "embedded") -> None:
-    told = "by default the one that comes with forethought" if default else "by default that of the collection"
+    told = "by default the embedded reasoner" if default else "by default that of the collection"
     sub.add_argument("--model", default=default, help=f"a folder or a name on the hub; {told}")
     sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     sub.add_argument(
@@ -120,19 +129,15 @@ def open_model(options: argparse.Namespace, settings: dict[str, Any] | None = No
 
 
 def collect(options: argparse.Namespace) -> None:
-    from forethought.data.problems import FAMILIES, draw_problems
-    from forethought.errors import DataError
+    from forethought.data.problems import FAMILIES, draw_problems, read_problems
     from forethought.reasoners.rollouts import Sampling
-    from forethought.reasoners.strength.collection import Collection, read_problems
+    from forethought.reasoners.strength.collection import Collection
 
     seed = options.seed or 0
     if options.problems:
         problems = read_problems(options.problems)
     else:
-        families = tuple(options.family or FAMILIES)
-        if unknown := [name for name in families if name not in FAMILIES]:
-            raise DataError(f"There is no family {unknown[0]!r} of problems; choose from {', '.join(FAMILIES)}.")
-        problems = draw_problems(options.number, "test", seed, families=families)
+        problems = draw_problems(options.number, "test", seed, families=tuple(options.family or FAMILIES))
         if len(problems) < options.number:
             print(f"forethought: there are only {len(problems)} different problems to draw.", file=sys.stderr)
     sampling = Sampling(
@@ -220,6 +225,9 @@ def overthink(options: argparse.Namespace) -> None:
 def efficient(options: argparse.Namespace) -> None:
     from forethought.errors import ArtefactError, DataError
     from forethought.instruments.artefact import Instrument
+    from forethought.instruments.logit_route import logit_bias
+    from forethought.instruments.transcripts import Transcript
+    from forethought.reasoners.progress.intervention import alpha_grid
     from forethought.reasoners.strength import figures, knobs, sweep, tables
     from forethought.reasoners.strength.collection import Collection
     from forethought.reasoners.strength.ready import fit_ready, ready_knob
@@ -233,7 +241,7 @@ def efficient(options: argparse.Namespace) -> None:
     mean = float(found.lengths()[0][found.part("fit")].mean())
     turned = [
         knobs.direction_knob("direction", reasoner, vectors, [-4, -2, -1, -0.5, -0.2, 0.2, 0.5, 1]),
-        *knobs.random_knobs(reasoner, vectors, [-2, -1], 1, options.seed or 0),
+        *knobs.random_knobs(reasoner, vectors, [-2, -1], 1, seed),
         knobs.end_knob(reasoner, [-1, 0.5, 1, 2, 3, 4, 6, 8]),
         knobs.budget_knob(reasoner, [max(int(mean * share), 1) for share in (0.4, 0.6, 0.8, 1.0, 1.3, 1.6)]),
         knobs.brief_knob(options.brief),
@@ -250,7 +258,13 @@ def efficient(options: argparse.Namespace) -> None:
         theta = overclock.vectors("tpv").get("norm")
         if theta is None:
             raise ArtefactError(f"{options.progress} has no vector after the final norm; train it at the site norm.")
-        turned.append(knobs.norm_knob("overclocking", reasoner, theta, [-50, -20, -5, 5, 10, 20, 50, 100]))
+        thoughts = [
+            Transcript(rollout.prompt, rollout.ids, problem=rollout.problem)
+            for rollout in found.rollouts.rollouts
+            if rollout.sample == 0 and rollout.ended and rollout.problem in set(found.part("choose").tolist())
+        ]
+        alphas = alpha_grid(reasoner, thoughts, logit_bias(reasoner.model, theta))
+        turned.append(knobs.norm_knob("overclocking", reasoner, theta, alphas))
     sampling = sweep.with_samples(tables.sampling_of(found), options.samples)
     outcomes = {
         part: sweep.turn(

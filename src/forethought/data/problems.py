@@ -1,8 +1,9 @@
 """Problems with exact answers and honest worked traces, made on the spot: what the embedded reasoner learns from.
 
-Every problem is text in and text out. Its trace holds the *necessary* steps, each of which rewrites what stands before
-it by one operation, and then *redundant* checks, which repeat steps that were right already. So how much of a thought
-could be saved is known exactly. Levels 1 to 5 are ranges of the number of necessary steps.
+A user's own are read by :func:`read_problems`. Those made here are text in and text out. A trace holds the *necessary*
+steps, each of which rewrites what stands before it by one operation, and then *redundant* checks, which repeat steps
+that were right already. So how much of a thought could be saved is known exactly. Levels 1 to 5 are ranges of the
+number of necessary steps.
 
 In ``sum`` and ``expression`` that number can be read off the length of the question. In ``gcd``, ``collatz`` and
 ``chase`` it cannot: the question is about as long whatever it takes to answer it (in ``gcd`` small numbers, which are a
@@ -12,12 +13,15 @@ digit shorter, are a little more frequent at the low levels).
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -43,6 +47,8 @@ STEPS: dict[Family, tuple[tuple[int, int], ...]] = {
 _PAIRS = 10  # of a chase, whatever its level
 _INNERMOST = re.compile(r"\((\d+)([-+*])(\d+)\)")
 _USED_UP = 200  # draws without a new question, after which there is taken to be none
+_LEVEL = re.compile(r"(?<!\d)(\d+)(?:\.0*)?$")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # of each level: a check is added with this probability for every one of 2 n chances, n the number of necessary steps
 _CHECKS = (0.3, 0.375, 0.45, 0.525, 0.6)
@@ -130,6 +136,48 @@ def draw_problems(
         if missed[cell] == _USED_UP:
             cells.remove(cell)
     return list(found.values())
+
+
+def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
+    """Problems from JSON lines with ``question`` or ``problem``, ``answer``, and if there are ``level`` and ``family``.
+
+    A level may be a number or end in one (``Level 3``). Rows without a level have level 0 and take no part in
+    directions between levels.
+
+    Raises:
+        DataError: the file is missing or not of this form, or asks one question twice; names the line and the key.
+    """
+    path, problems = Path(path), []
+    asked: dict[str, int] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold what else ends a line as it is
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number} is no object; give one with question and answer.")
+        question = row.get("question", row.get("problem"))
+        for key, value in (("question", question), ("answer", row.get("answer"))):
+            if not isinstance(value, str | int | float) or not str(value).strip():
+                raise DataError(f"{path}, line {number}: {key} is {value!r}; it has to be text.")
+        if (found := _CONTROL.search(str(question))) is not None:
+            raise DataError(
+                f"{path}, line {number}: question holds the control character U+{ord(found[0]):04X}; where \\boxed or "
+                "\\frac is meant, JSON wants two backslashes."
+            )
+        if str(question) in asked:  # it could be fitted on and tested on
+            raise DataError(f"{path}, line {number} asks what line {asked[str(question)]} does; leave one of them out.")
+        asked[str(question)] = number
+        level = _LEVEL.search(str(row.get("level", "")).strip())
+        family = str(row.get("family", row.get("subject", path.stem)))
+        problems.append(Problem(family, int(level[1]) if level else 0, str(question), (), str(row["answer"])))
+    return problems
 
 
 _Drawn = tuple[str, tuple[str, ...], str]

@@ -110,7 +110,7 @@ class ProgressGRU(nn.Module):
             for rows in np.array_split(random.permutation(training), -(-len(training) // batch)):
                 optimizer.zero_grad()
                 losses = model._losses([thoughts[i] for i in rows])
-                losses.mean().backward()  # type: ignore[no-untyped-call]
+                losses.mean().backward()  # type: ignore[no-untyped-call]  # torch has no types for it
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
             model.eval()

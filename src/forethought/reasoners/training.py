@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -22,10 +21,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Fo
 from forethought.atomic import atomic_folder
 from forethought.data.batches import gather_rows
 from forethought.data.problems import BRIEF, FAMILIES, LEVELS, Split, draw_problem, draw_problems
-from forethought.errors import ArtefactError, RecipeError
+from forethought.errors import RecipeError
 from forethought.instruments.phases import Delimiters
-from forethought.reasoners.grading import boxed, is_correct
 from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.rollouts import Sampling, roll_out
 from forethought.reasoners.tokenizer import BOX, MAX_LENGTH, STOP, build_tokenizer
 from forethought.training.checkpoints import seal
 from forethought.training.devices import find_device
@@ -36,6 +35,7 @@ from forethought.training.record import (
     new_record,
     now,
     read_record,
+    recording,
     run_folder,
     write_record,
 )
@@ -199,16 +199,13 @@ def measure(
     """
     problems = draw_problems(number, split, seed)
     cells: dict[tuple[str, int], list[tuple[bool, bool, int, int]]] = {}
-    for start in range(0, len(problems), batch_size):
-        batch = problems[start : start + batch_size]
-        prompts = [reasoner.prompt(problem.question, suffix) for problem in batch]
-        generated = reasoner.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)
-        for problem, ids in zip(batch, generated, strict=True):
-            thinking, closed = reasoner.thought(ids)
-            text = reasoner.tokenizer.decode(ids[thinking:])
-            checks = reasoner.tokenizer.decode(ids[:thinking]).count("Wait ")
-            right = closed and is_correct(boxed(text), problem.answer)
-            cells.setdefault((problem.family, problem.level), []).append((right, closed, thinking, checks))
+    sampling = Sampling(samples=1, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0, batch_size=batch_size)
+    for batch in roll_out(reasoner, problems, sampling, suffix=suffix):
+        for rollout in batch:
+            problem, thinking = problems[rollout.problem], rollout.thinking_tokens
+            checks = reasoner.tokenizer.decode(rollout.ids[:thinking]).count("Wait ")
+            row = (rollout.correct, rollout.ended, thinking, checks)
+            cells.setdefault((problem.family, problem.level), []).append(row)
     return [
         {"family": family, "level": level, "problems": len(found)}
         | dict(zip(("accuracy", "ended", "thinking_tokens", "checks"), np.mean(found, axis=0).tolist(), strict=True))
@@ -283,7 +280,7 @@ def train_reasoner(
     if main:
         write_record(folder, record)
         recipe.save(folder / "recipe.yaml")
-    try:
+    with recording(folder, record):
         examples = Traces(number, recipe.seed, config.planned)
         trainer = ReasonerTrainer(model, examples, recipe, folder, validates=True, device=device, quiet=quiet)
         trainer.fit(resume)
@@ -297,12 +294,6 @@ def train_reasoner(
             with atomic_folder(folder / "model", replace=True) as scratch:
                 _save(model, scratch, recipe, record, cells)
             write_record(folder, record | {"status": "finished", "finished": now()})
-    except BaseException as error:
-        if main:
-            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with contextlib.suppress(ArtefactError):  # the disk may be what failed
-                write_record(folder, record)
-        raise
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -37,6 +36,7 @@ from forethought.training.record import (
     new_record,
     now,
     read_record,
+    recording,
     run_folder,
     write_record,
 )
@@ -232,7 +232,7 @@ def train(
     if main:
         write_record(folder, record)  # first: by it a run that was killed at once is known
         recipe.save(folder / "recipe.yaml")
-    try:
+    with recording(folder, record):
         if record["parameters"]:
             trainer = RankingTrainer(model, dataset, recipe, folder, device=device, quiet=quiet)
             trainer.fit(resume)
@@ -245,12 +245,6 @@ def train(
             save_model(model, dataset.catalog, folder / "model")
             record |= {"status": "finished", "finished": now()}
             write_record(folder, record)
-    except BaseException as error:
-        if main:
-            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with contextlib.suppress(ArtefactError):  # the disk may be what failed
-                write_record(folder, record)
-        raise
     return Run(folder, model, dataset.catalog, recipe, record)
 
 

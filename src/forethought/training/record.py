@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -123,6 +124,19 @@ def write_record(folder: Path, info: Mapping[str, Any]) -> None:
     """Write ``run.json``, atomically."""
     with atomic_file(folder / "run.json") as scratch:
         scratch.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def recording(folder: Path, record: dict[str, Any]) -> Iterator[None]:
+    """Inside, a run is under way; where it fails or is stopped, ``run.json`` says so."""
+    try:
+        yield
+    except BaseException as error:
+        if is_main_process():
+            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(ArtefactError):  # the disk may be what failed
+                write_record(folder, record)
+        raise
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
 
     def validate(self) -> dict[str, float]:
         """The metrics of the model as it is, by name; all processes have to return the same."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what its validation is.")
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         value = metrics[f"valid/{self.recipe.training.select_by}"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +23,6 @@ Part = Literal["fit", "choose", "test"]
 PARTS: tuple[Part, ...] = ("fit", "choose", "test")
 SHARES = (0.5, 0.2, 0.3)  # of the problems in each part
 LEAST = 24  # problems: with fewer, those to fit do not calibrate an interval
-_LEVEL = re.compile(r"(?<!\d)(\d+)(?:\.0*)?$")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -124,45 +120,3 @@ class Collection:
             "instruction": settings["instruction"],
             "parts": dict(zip(PARTS, SHARES, strict=True)),
         }
-
-
-def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
-    """Problems from JSON lines with ``question`` or ``problem``, ``answer``, and if there are ``level`` and ``family``.
-
-    A level may be a number or end in one (``Level 3``). Rows without a level have level 0 and take no part in
-    directions between levels.
-
-    Raises:
-        DataError: the file is missing or not of this form, or asks one question twice; names the line and the key.
-    """
-    path, problems = Path(path), []
-    asked: dict[str, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold what else ends a line as it is
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number} is no object; give one with question and answer.")
-        question = row.get("question", row.get("problem"))
-        for key, value in (("question", question), ("answer", row.get("answer"))):
-            if not isinstance(value, str | int | float) or not str(value).strip():
-                raise DataError(f"{path}, line {number}: {key} is {value!r}; it has to be text.")
-        if (found := _CONTROL.search(str(question))) is not None:
-            raise DataError(
-                f"{path}, line {number}: question holds the control character U+{ord(found[0]):04X}; where \\boxed or "
-                "\\frac is meant, JSON wants two backslashes."
-            )
-        if str(question) in asked:  # it could be fitted on and tested on
-            raise DataError(f"{path}, line {number} asks what line {asked[str(question)]} does; leave one of them out.")
-        asked[str(question)] = number
-        level = _LEVEL.search(str(row.get("level", "")).strip())
-        family = str(row.get("family", row.get("subject", path.stem)))
-        problems.append(Problem(family, int(level[1]) if level else 0, str(question), (), str(row["answer"])))
-    return problems
