@@ -16,7 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from forethought.data.problems import FAMILIES, HIDDEN, LEVELS, STEPS, Problem, draw_problem, draw_problems
+from forethought.data.problems import (
+    FAMILIES,
+    HIDDEN,
+    LEVELS,
+    STEPS,
+    Problem,
+    draw_problem,
+    draw_problems,
+    read_problems,
+)
 from forethought.errors import DataError
 from forethought.reasoners.tokenizer import build_tokenizer
 

@@ -92,5 +92,10 @@ def test_llama_cpp_thinks_the_same_and_is_steered_the_same_way(tmp_path: Path) -
             with torch.no_grad(), Steering(vectors, run["strength"]).applied(model, reasoner.delimiters):
                 logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
             assert theirs["end"] == pytest.approx(float(logits[end]), abs=2e-2)
-    ours = reasoner.generate(prompts, max_new_tokens=60)
-    assert [theirs["tokens"] for theirs in found["runs"][0]["prompts"]] == ours
+    plain = [theirs["tokens"] for theirs in found["runs"][0]["prompts"]]
+    for prompt, tokens in zip(prompts, plain, strict=True):  # each is our best too; drawn weights have near ties
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        assert float((logits.max(dim=-1).values - logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]).max()) < 4e-2
+    if not drawn:
+        assert plain == reasoner.generate(prompts, max_new_tokens=60)
