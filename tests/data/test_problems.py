@@ -190,10 +190,26 @@ def test_the_length_of_a_question_tells_the_steps_in_shown_families_only() -> No
         assert abs(rho) < 0.3 if family in HIDDEN else rho > 0.9, family
 
 
+@pytest.mark.parametrize(
+    ("family", "question", "state"),
+    [
+        ("sum", "sum 1 2 3", "1 2 3"),
+        ("expression", "((1+2)*3)", "((1+2)*3)"),
+        ("gcd", "gcd 9 6", "9 6"),
+        ("collatz", "collatz 27 below 20", ""),
+        ("chase", "chase u in Jq Ua", ""),
+    ],
+)
+def test_a_thought_says_first_what_it_rewrites(family: str, question: str, state: str) -> None:
+    problem = Problem(family, 1, question, ("step",), "")
+    assert problem.state == state
+    assert problem.trace().splitlines() == [*([state] if state else []), "step"]
+
+
 def test_checks_repeat_right_steps_and_are_as_many_as_said() -> None:
     problem = Problem("sum", 2, "sum 1 2 3 4", ("3 3 4", "6 4", "10"), "10")
-    assert problem.trace() == "3 3 4\n6 4\n10\n"
-    assert problem.trace(4) == "3 3 4\n6 4\n10\nWait 3 3 4\nWait 6 4\nWait 10\nWait 3 3 4\n"
+    assert problem.trace() == "1 2 3 4\n3 3 4\n6 4\n10\n"
+    assert problem.trace(4) == "1 2 3 4\n3 3 4\n6 4\n10\nWait 3 3 4\nWait 6 4\nWait 10\nWait 3 3 4\n"
     random = np.random.default_rng(0)
     for level, share in zip(LEVELS, (0.6, 0.75, 0.9, 1.05, 1.2), strict=True):
         checks = [Problem("", level, "", ("",) * 10, "").draw_checks(random) for _ in range(2000)]

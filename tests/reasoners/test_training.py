@@ -335,3 +335,21 @@ def test_the_network_is_the_seed_s_and_as_the_config_says() -> None:
     assert reasoner_of(model).context == 1024
     two = build_reasoner(ReasonerConfig(hidden_size=128, num_layers=1, intermediate_size=8), 0)
     assert two.config.num_attention_heads == 2
+
+
+def test_attention_begins_ready_to_copy() -> None:
+    """Like finds like and is copied; apart from what tokens are, head h of the first layer looks h + 1 tokens back."""
+    model = build_reasoner(ReasonerConfig(), 0)
+    for layer in model.model.layers:
+        assert torch.equal(layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight)
+        assert torch.equal(layer.self_attn.o_proj.weight, 2 * layer.self_attn.v_proj.weight.T)
+    first = model.model.layers[0].self_attn
+    torch.nn.init.zeros_(first.q_proj.weight)
+    torch.nn.init.zeros_(first.k_proj.weight)
+    model.set_attn_implementation("eager")
+    tokens = torch.randint(40, len(build_tokenizer()), (1, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        attention = model(input_ids=tokens, output_attentions=True).attentions[0][0]
+    places = torch.arange(10, 60)
+    for head in (0, 1):
+        assert torch.equal(attention[head, places].argmax(-1), places - head - 1)

@@ -1,9 +1,9 @@
 """Problems with exact answers and honest worked traces, made on the spot: what the embedded reasoner learns from.
 
-A user's own are read by :func:`read_problems`. Those made here are text in and text out. A trace holds the *necessary*
-steps, each of which rewrites what stands before it by one operation, and then *redundant* checks, which repeat steps
-that were right already. So how much of a thought could be saved is known exactly. Levels 1 to 5 are ranges of the
-number of necessary steps.
+A user's own are read by :func:`read_problems`. Those made here are text in and text out. A trace says again what it
+begins from, then holds the *necessary* steps, each of which rewrites the line before it by one operation (or follows
+one link of a chase), and then *redundant* checks, which repeat steps that were right already. So how much of a thought
+could be saved is known exactly. Levels 1 to 5 are ranges of the number of necessary steps.
 
 In ``sum`` and ``expression`` that number can be read off the length of the question. In ``gcd``, ``collatz`` and
 ``chase`` it cannot: the question is about as long whatever it takes to answer it (in ``gcd`` small numbers, which are a
@@ -44,6 +44,7 @@ STEPS: dict[Family, tuple[tuple[int, int], ...]] = {
     "collatz": ((1, 3), (4, 6), (7, 9), (10, 13), (14, 18)),
     "chase": ((1, 2), (3, 4), (5, 6), (7, 7), (8, 8)),
 }
+_REWRITTEN = ("sum", "expression", "gcd")
 _PAIRS = 10  # of a chase, whatever its level
 _INNERMOST = re.compile(r"\((\d+)([-+*])(\d+)\)")
 _USED_UP = 200  # draws without a new question, after which there is taken to be none
@@ -81,11 +82,16 @@ class Problem:
         digest = hashlib.sha256(told.encode()).digest()[0] % 10
         return "test" if digest == 0 else "valid" if digest == 1 else "train"
 
+    @property
+    def state(self) -> str:
+        """What the first step of a sum, an expression or a gcd rewrites; empty for the other families."""
+        return self.question.removeprefix(self.family).lstrip() if self.family in _REWRITTEN else ""
+
     def trace(self, checks: int = 0) -> str:
-        """The thought, between the newline after ``<think>`` and ``</think>``: the steps, then ``checks`` of them
-        again in the same order, over and over."""
+        """The thought, between the newline after ``<think>`` and ``</think>``: the state, the steps, then ``checks``
+        of them again in the same order, over and over."""
         again = (f"Wait {self.steps[i % len(self.steps)]}" for i in range(checks))
-        return "".join(f"{line}\n" for line in (*self.steps, *again))
+        return "".join(f"{line}\n" for line in (self.state, *self.steps, *again) if line)
 
     def draw_checks(self, random: np.random.Generator, planned: bool = True) -> int:
         """How many checks a trace of this problem has: binomial, on average 0.6 n to 1.2 n by level for n steps.
