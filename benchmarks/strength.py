@@ -1,10 +1,11 @@
-"""Reasoning strength and progress on the embedded reasoner, three seeds, and the page that tells of it.
+"""Reasoning strength and progress on the embedded reasoner, three seeds, and the pages that tell of it.
 
     python benchmarks/strength.py --runs RUNS [--seeds 0,1,2] [--model embedded] [--number 400]
-    python benchmarks/strength.py --write docs/results/strength.md
+    python benchmarks/strength.py --write docs/results
 
 Runs the commands a user would (collect, analyse, steer, overthink, progress, efficient) for every seed, and keeps their
-JSON and figures in benchmarks/strength/. What is kept is not made again; the page is written from it.
+JSON and figures in benchmarks/strength/. What is kept is not made again; strength.md and progress.md are written from
+it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ FILES = (
     "analysis/analysis.json", "analysis/probe.png", "analysis/directions.png", "steer/steer.json", "steer/steer.png",
     "overthink/overthink.json", "overthink/roc.png", "efficient/efficient.json", "efficient/frontier.png",
 )  # fmt: skip
+PROGRESS_FILES = ("progress.json", "thoughts.png", "deciles.png", "intervene/intervene.json", "intervene/parts.png")
+PAGES = {  # and the figures of each
+    "strength": ("probe", "directions", "steer", "roc", "frontier"),
+    "progress": ("thoughts", "deciles", "parts"),
+}
 
 
 def make(seed: int, options: argparse.Namespace) -> None:
@@ -43,12 +50,12 @@ def make(seed: int, options: argparse.Namespace) -> None:
         forethought("strength", step, str(folder), *common)
     forethought("progress", "generate", "--out", str(progress), *model, "--number", str(options.number // 2), *common)
     forethought("progress", "prepare", str(progress), *common)
-    forethought("progress", "train", str(progress), *common)
+    for step in ("train", "intervene"):
+        forethought("progress", step, str(progress), *common)
     forethought("strength", "efficient", str(folder), "--progress", str(progress), *common)
     with atomic_folder(KEPT / f"seed-{seed}") as scratch:
-        for name in FILES:
-            if (folder / name).is_file():
-                shutil.copy(folder / name, scratch / Path(name).name)
+        for path in (*(folder / name for name in FILES), *(progress / name for name in PROGRESS_FILES)):
+            shutil.copy(path, scratch)
         text = json.dumps({**circumstances(), "commands": [list(command) for command in COMMANDS]}, indent=2)
         (scratch / "made.json").write_text(text.replace(str(options.runs), "RUNS") + "\n")
 
@@ -62,12 +69,16 @@ def forethought(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "forethought", *words], check=True)
 
 
-def page(folders: Sequence[Path]) -> Iterator[str]:
-    """The results in Markdown."""
+def kept(folders: Sequence[Path], name: str) -> list[dict[str, Any]]:
+    """What every seed's command came to."""
+    return [json.loads((folder / f"{name}.json").read_text()) for folder in folders]
+
+
+def strength_page(folders: Sequence[Path]) -> Iterator[str]:
+    """The results of ``forethought strength`` in Markdown."""
     seeds = len(folders)
     analyses, steered, detected, efficient = (
-        [json.loads((folder / f"{name}.json").read_text()) for folder in folders]
-        for name in ("analysis", "steer", "overthink", "efficient")
+        kept(folders, name) for name in ("analysis", "steer", "overthink", "efficient")
     )
     yield f"## How long will it think? Probe on held-out problems, {seeds} seeds"
     yield from table(
@@ -100,12 +111,58 @@ def page(folders: Sequence[Path]) -> Iterator[str]:
     yield "![ROC](images/strength-roc.png)\n\n## Accuracy against length, every knob"
     yield from outcomes([e["outcomes"]["test"] for e in efficient])
     yield "![Frontier](images/strength-frontier.png)\n\n## Chosen on other problems, measured on the test problems"
+    yield from choices([e["choices"] for e in efficient])
+
+
+def progress_page(folders: Sequence[Path]) -> Iterator[str]:
+    """The results of ``forethought progress`` in Markdown."""
+    trained, hurried = kept(folders, "progress"), kept(folders, "intervene")
+    yield f"## How much of a thought is over? Readers on held-out problems, {len(folders)} seeds"
     rows = []
-    for name in efficient[0]["choices"]:
-        found = [e["choices"][name] for e in efficient]
+    for name in trained[0]["test"]:
+        found = [t["test"][name] for t in trained]
+        gains = [spread([f[key] for f in found])[0] for key in ("gain", "gain/low", "gain/high")]
+        eta = [f"{mean(f[f'eta-{share}'] for f in found):.1f}" for share in (25, 50, 75)]
+        held = f"{mean(f['coverage'] for f in found):.0%} of {found[0]['level']:.0%}" if "coverage" in found[0] else ""
+        rows.append([
+            name, " ± ".join(spread([f["mse"] for f in found])), "" if name == "position" else
+            f"{gains[0]} [{gains[1]}, {gains[2]}]", f"{mean(f['order'] for f in found):.2f}", *eta, held,
+        ])  # fmt: skip
+    yield from table(
+        ["reader", "MSE", "gain over the position", "order", "ETA at 25 %", "at 50 %", "at 75 %", "interval held"], rows
+    )
+    yield (
+        "MSE of the fraction that is over, each thought counting once; brackets: mean 95 % bounds over problems. "
+        "Order: rank correlation with the truth inside a thought. ETA: median error of the tokens left, in "
+        "tokens. *Shown* is what a bar shows: smoothed, mapped and made to rise."
+    )
+    chosen = ", ".join(t["source"] for t in trained)
+    yield f"Chosen for the bar on the validation problems, seed by seed: {chosen}."
+    yield "![Thoughts](images/progress-thoughts.png)\n\n![Tenths](images/progress-deciles.png)"
+    yield "## Within families and across them (MSE)"
+    rows = []
+    for family in trained[0]["families"]:
+        found = [t["families"][family] for t in trained if family in t["families"]]
+        cells = [
+            spread([f.get(part, {}).get(name) for f in found])[0]
+            for part in ("within", "across") for name in ("position", "TPV, centred", "GRU")
+        ]  # fmt: skip
+        rows.append([family, *cells])
+    heads = [f"{name}, {part}" for part in ("trained on all", "on others only") for name in ("position", "TPV", "GRU")]
+    yield from table(["family", *heads], rows)
+    yield "## Overclocking: the vector as a bias on the logits, and its parts"
+    yield from outcomes([h["outcomes"]["test"] for h in hurried])
+    yield "![Parts](images/progress-parts.png)\n\n## Chosen on other problems, measured on the test problems"
+    yield from choices([h["choices"] for h in hurried])
+
+
+def choices(seeds: Sequence[dict[str, Any]]) -> Iterator[str]:
+    rows = []
+    for name in seeds[0]:
+        found = [s[name] for s in seeds]
         chosen = ", ".join(f"{f['knob']} {f['value']:g}" for f in found)
         rows.append([name, chosen, *(
-            f"{np.mean([f[key][0] for f in found]):.1%} [{min(f[key][1] for f in found):.1%}, "
+            f"{mean(f[key][0] for f in found):.1%} [{min(f[key][1] for f in found):.1%}, "
             f"{max(f[key][2] for f in found):.1%}]" for key in ("saved", "lost")
         )])  # fmt: skip
     yield from table(["of", "chosen, seed by seed", "thinking tokens saved", "accuracy lost"], rows)
@@ -113,12 +170,23 @@ def page(folders: Sequence[Path]) -> Iterator[str]:
 
 
 def outcomes(runs: Sequence[Sequence[dict[str, Any]]]) -> Iterator[str]:
+    """A row a knob and place on its scale; the values of some knobs depend on the seed's model of them."""
+    places: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for run in runs:
+        count: Counter[str] = Counter()
+        for row in run:
+            places.setdefault(row["knob"], {}).setdefault(count[row["knob"]], []).append(row)
+            count[row["knob"]] += 1
     rows = []
-    for row in runs[0]:
-        found = [r for run in runs for r in run if (r["knob"], r["value"]) == (row["knob"], row["value"])]
-        cells = [f"{np.mean([f[key] for f in found]):.{digits}f}" for key, digits in (("mean", 1), ("accuracy", 3))]
-        rows.append([row["knob"], f"{row['value']:g}", *cells, f"{np.mean([f['ended'] for f in found]):.1%}"])
+    for knob, found in ((knob, found) for knob, values in places.items() for found in values.values()):
+        values = ", ".join(dict.fromkeys(f"{f['value']:g}" for f in found))
+        cells = [f"{mean(f[key] for f in found):.{digits}f}" for key, digits in (("mean", 1), ("accuracy", 3))]
+        rows.append([knob, values, *cells, f"{mean(f['ended'] for f in found):.1%}"])
     yield from table(["knob", "value", "thinking tokens", "accuracy", "ended"], rows)
+
+
+def mean(values: Iterable[float]) -> float:
+    return float(np.mean([*values]))
 
 
 def spread(values: Sequence[float | None]) -> list[str]:
@@ -141,10 +209,10 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--number", type=int, default=400, help="of problems")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", type=Path, help="write the page from what is kept, and run nothing")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="write the pages from what is kept, and run nothing")
     options = parser.parse_args()
     if not options.write and not options.runs:
-        parser.error("--runs is needed to measure; --write alone writes the page")
+        parser.error("--runs is needed to measure; --write alone writes the pages")
     if not options.write:
         for seed in (int(seed) for seed in options.seeds.split(",")):
             if not (KEPT / f"seed-{seed}").is_dir():
@@ -152,15 +220,15 @@ def main() -> None:
                 make(seed, options)
         return
     folders = sorted(KEPT.glob("seed-*"))
-    command = f"python benchmarks/strength.py --write {options.write}"
-    introduction = Path(__file__).with_name("strength.md").read_text().strip()
-    images = options.write.parent / "images"
+    images = options.write / "images"
     images.mkdir(exist_ok=True)
-    for name in ("probe", "directions", "steer", "roc", "frontier"):
-        if (folders[0] / f"{name}.png").is_file():
-            shutil.copy(folders[0] / f"{name}.png", images / f"strength-{name}.png")
-    with atomic_file(options.write) as scratch:
-        scratch.write_text("\n\n".join([introduction, made(command), *page(folders)]) + "\n")
+    for (name, figures), page in zip(PAGES.items(), (strength_page, progress_page), strict=True):
+        for figure in figures:
+            shutil.copy(folders[0] / f"{figure}.png", images / f"{name}-{figure}.png")
+        introduction = Path(__file__).with_name(f"{name}.md").read_text().strip()
+        command = made(f"python benchmarks/strength.py --write {options.write}")
+        with atomic_file(options.write / f"{name}.md") as scratch:
+            scratch.write_text("\n\n".join([introduction, command, *page(folders)]) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import http.client
 import json
 import re
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +26,7 @@ from forethought.reasoners.progress.watching import Watcher, plain
 from forethought.reasoners.reasoner import Reasoner
 
 QUESTION = "sum 3 9 4"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
@@ -195,3 +200,21 @@ def test_the_page_needs_nothing_from_elsewhere(server: ProgressServer) -> None:
     assert "default-src 'none'" in response.getheader("Content-Security-Policy")
     assert text == PAGE.read_text()
     assert not re.search(r"https?:|src=|@import|innerHTML", text)
+
+
+@pytest.mark.browser
+def test_the_page_shows_the_bar_in_a_browser(server: ProgressServer, watcher: Watcher, tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine; install the package chromium")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    run = subprocess.run(
+        [CHROMIUM, *flags, "--virtual-time-budget=20000", "--dump-dom", f"{server.url}?question={quote(QUESTION)}"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    *events, ending = watcher.stream(QUESTION)
+    shown = dict(re.findall(r'id="(status|thought|answer)"[^>]*>([^<]*)<', run.stdout))
+    assert shown["status"].startswith(f"{ending.thinking_tokens} thinking tokens"), run.stderr[-2000:]
+    for part, phase in (("thought", "think"), ("answer", "answer")):
+        assert html.unescape(shown[part]) == "".join(event.text for event in events if event.phase == phase)
+    assert 'id="question" aria-label' in run.stdout
+    assert re.search(r'id="fill" style="width: [1-9]', run.stdout)
