@@ -72,7 +72,9 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
     sub = step("watch", "watch a model think, behind a loading bar or as a stream for a page", watch)
     sub.add_argument("question", nargs="?", help="the question; not with --sse")
-    sub.add_argument("--progress", required=True, metavar="DIR", help="a folder of 'forethought progress train'")
+    sub.add_argument(
+        "--progress", metavar="DIR", help="a folder of 'forethought progress train' (by default the embedded reasoner's)"
+    )
     add_model(sub, default=None)
     sub.add_argument("--sse", type=int, metavar="PORT", help="serve a page and events on this port; 0 for any free")
     sub.add_argument("--source", choices=("position", "tpv", "gru"), help="read this instead of what training chose")
@@ -209,15 +211,20 @@ def intervene(options: argparse.Namespace) -> None:
 
 
 def watch(options: argparse.Namespace) -> int:
-    from forethought.errors import DataError
+    from forethought.errors import ArtefactError, DataError
     from forethought.reasoners.progress.bar import show
-    from forethought.reasoners.progress.trained import Trained
+    from forethought.reasoners.progress.trained import EMBEDDED, Trained
     from forethought.reasoners.progress.watching import Watcher
 
     if (options.question is None) == (options.sse is None):
         raise DataError("Give either a question, or --sse PORT to serve a page.")
-    trained, kept = Trained.open(options.progress)
-    options.path = options.progress
+    if options.progress is None and options.model not in (None, "embedded"):
+        raise ArtefactError(
+            f"How {options.model} progresses has to be learned first; name a folder of 'forethought progress train' "
+            "on it with --progress."
+        )
+    options.path = options.progress or EMBEDDED
+    trained, kept = Trained.open(options.path)
     reasoner = open_model(options, dict(kept.provenance) | {"fingerprint": kept.model.fingerprint})
     before = kept.provenance["sampling"]
     watcher = Watcher(

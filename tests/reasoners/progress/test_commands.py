@@ -84,6 +84,13 @@ def test_it_can_be_watched(made: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert run("progress", "watch", "sum 3 9", "--sse", 0, "--progress", made) == 2
 
 
+def test_the_embedded_reasoner_can_be_watched_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("progress", "watch", "gcd 84 36") == 0
+    assert "answer 12" in capsys.readouterr().err
+    assert run("progress", "watch", "gcd 84 36", "--model", "other") == 2
+    assert "How other progresses has to be learned first" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("words", "temperature"), TRUTHS)
 def test_do_sample_takes_a_value_or_none(folder: Path, tmp_path: Path, words: list[str], temperature: float) -> None:
     assert run(

@@ -22,6 +22,7 @@ from forethought.instruments.progress_gru import ProgressGRU
 from forethought.reasoners.progress.meters import Floats, Meter, Needle
 from forethought.reasoners.reasoner import Reasoner
 
+EMBEDDED = Path(__file__).with_name("embedded")  # of the reasoner that comes along
 Source = Literal["position", "tpv", "gru"]
 SOURCES: tuple[Source, ...] = ("position", "tpv", "gru")
 NAMES: dict[Source, str] = {"position": "position", "tpv": "TPV, centred", "gru": "GRU"}
