@@ -19,7 +19,7 @@ from forethought.instruments.exchange import export_gguf as export_vector
 from forethought.instruments.fingerprint import Identity
 from forethought.instruments.steering import Steering
 from forethought.reasoners.llama_cpp import export_gguf
-from forethought.reasoners.reasoner import EMBEDDED, Reasoner
+from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.training import ReasonerConfig, build_reasoner, reasoner_of
 
 PYTHON = Path(os.environ.get("FORETHOUGHT_LLAMA_PYTHON", "build/llama/bin/python")).absolute()
@@ -64,9 +64,7 @@ def test_what_it_cannot_write_is_refused(small: Reasoner, tmp_path: Path) -> Non
     not PYTHON.is_file(), reason="no llama.cpp: make test-llama builds it, or name its Python: FORETHOUGHT_LLAMA_PYTHON"
 )
 def test_llama_cpp_thinks_the_same_and_is_steered_the_same_way(tmp_path: Path) -> None:
-    # of drawn weights where none comes along: tokens, logits and what a direction does to them are the same question
-    drawn = not EMBEDDED.is_dir()
-    reasoner = reasoner_of(build_reasoner(ReasonerConfig(), 0).eval()) if drawn else Reasoner.open(device="cpu")
+    reasoner = Reasoner.open(device="cpu")
     model, end = reasoner.model, reasoner.delimiters.close[0]
     generator = torch.Generator().manual_seed(0)
     vectors = {site: torch.randn(model.config.hidden_size, generator=generator) for site in range(1, 5)}
@@ -93,9 +91,4 @@ def test_llama_cpp_thinks_the_same_and_is_steered_the_same_way(tmp_path: Path) -
                 logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
             assert theirs["end"] == pytest.approx(float(logits[end]), abs=2e-2)
     plain = [theirs["tokens"] for theirs in found["runs"][0]["prompts"]]
-    for prompt, tokens in zip(prompts, plain, strict=True):  # each is our best too; drawn weights have near ties
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
-        assert float((logits.max(dim=-1).values - logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]).max()) < 4e-2
-    if not drawn:
-        assert plain == reasoner.generate(prompts, max_new_tokens=60)
+    assert plain == reasoner.generate(prompts, max_new_tokens=60)

@@ -184,9 +184,3 @@ def test_generation_keeps_what_it_has_computed() -> None:
     reasoner.generate([[5, 6, 7]], max_new_tokens=5)
     hook.remove()
     assert widths == [3, 1, 1, 1, 1]
-
-
-def test_a_missing_embedded_reasoner_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("forethought.reasoners.reasoner.EMBEDDED", tmp_path / "none")
-    with pytest.raises(ArtefactError, match="train it by 'forethought train reasoner/embedded --out RUN'"):
-        Reasoner.open()

@@ -73,7 +73,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     sub = step("watch", "watch a model think, behind a loading bar or as a stream for a page", watch)
     sub.add_argument("question", nargs="?", help="the question; not with --sse")
     sub.add_argument(
-        "--progress", metavar="DIR", help="a folder of 'forethought progress train' (by default the embedded reasoner's)"
+        "--progress", metavar="DIR", help="a folder of 'forethought progress train'; by default the embedded reasoner's"
     )
     add_model(sub, default=None)
     sub.add_argument("--sse", type=int, metavar="PORT", help="serve a page and events on this port; 0 for any free")

@@ -64,11 +64,6 @@ class Reasoner:
         Raises:
             ArtefactError: there is no such model, it cannot be loaded, or its tokenizer lacks the delimiters.
         """
-        if str(name) == "embedded" and not EMBEDDED.is_dir():
-            raise ArtefactError(
-                "This forethought comes without its embedded reasoner; train it by 'forethought train "
-                "reasoner/embedded --out RUN' and name RUN/model, or name another model."
-            )
         place = EMBEDDED if str(name) == "embedded" else Path(name) if Path(name).is_dir() else str(name)
         chosen = find_device(device)
         there = isinstance(place, Path) or not _on_the_hub(place)
