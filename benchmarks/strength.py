@@ -43,7 +43,7 @@ def make(seed: int, options: argparse.Namespace) -> None:
     """All commands of one seed."""
     folder, progress = options.runs / f"strength-{seed}", options.runs / f"progress-{seed}"
     common = ["--seed", str(seed), "--threads", str(options.threads), "--quiet"]
-    sampling = ["--samples", "4", "--max-new-tokens", "400", "--number", str(options.number)]
+    sampling = ["--samples", "4", "--max-new-tokens", "400", "--number", str(options.number), "--batch-size", "256"]
     model = ["--model", options.model]
     forethought("strength", "collect", "--out", str(folder), *model, *sampling, *common)
     for step in ("analyse", "steer", "overthink"):

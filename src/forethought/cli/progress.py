@@ -140,7 +140,8 @@ def train(options: argparse.Namespace) -> None:
     states = prepared.states()
     out.mkdir(parents=True, exist_ok=True)
     prepared.save(out)
-    made = {"command": command(), **prepared.settings, **prepared.provenance}
+    made = {**prepared.settings, **prepared.provenance}
+    made["command"] = f"{made['command']}; {command()}"
     trained.save(out, states.model, states.delimiters, made, clean(report.rows))
     figures.draw_thoughts(report, out / "thoughts.png")
     figures.draw_deciles(report, out / "deciles.png")

@@ -81,6 +81,7 @@ class Reasoner:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         between = delimiters if isinstance(delimiters, Delimiters) else Delimiters.of(tokenizer, *delimiters)
+        model.name_or_path = str(name)  # that is what instruments call it, and not where it lies on this machine
         return cls(str(name), model.to(chosen).eval(), tokenizer, between, instruction)
 
     @property
