@@ -1,6 +1,6 @@
 """Reasoning strength and progress on the embedded reasoner, three seeds, and the pages that tell of it.
 
-    python benchmarks/strength.py --runs RUNS [--seeds 0,1,2] [--model embedded] [--number 400]
+    python benchmarks/strength.py --runs RUNS [--seeds 0,1,2] [--model embedded] [--number 300]
     python benchmarks/strength.py --write docs/results
 
 Runs the commands a user would (collect, analyse, steer, overthink, progress, efficient) for every seed, and keeps their
@@ -43,7 +43,7 @@ def make(seed: int, options: argparse.Namespace) -> None:
     """All commands of one seed."""
     folder, progress = options.runs / f"strength-{seed}", options.runs / f"progress-{seed}"
     common = ["--seed", str(seed), "--threads", str(options.threads), "--quiet"]
-    sampling = ["--samples", "4", "--max-new-tokens", "400", "--number", str(options.number), "--batch-size", "256"]
+    sampling = ["--samples", "4", "--max-new-tokens", "400", "--number", str(options.number), "--batch-size", "32"]
     model = ["--model", options.model]
     forethought("strength", "collect", "--out", str(folder), *model, *sampling, *common)
     for step in ("analyse", "steer", "overthink"):
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--number", type=int, default=400, help="of problems")
+    parser.add_argument("--number", type=int, default=300, help="of problems")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--write", type=Path, metavar="DIR", help="write the pages from what is kept, and run nothing")
     options = parser.parse_args()

@@ -117,7 +117,8 @@ def roll_out(
     """
     jobs = [(index, sample) for index in range(len(problems)) for sample in range(sampling.samples)]
     prompts = [reasoner.prompt(problem.question, suffix) for problem in problems]
-    jobs.sort(key=lambda job: len(prompts[job[0]]))  # prompts of like length together: little padding
+    # a batch lasts as long as its longest thought: equally hard problems together, then prompts of like length
+    jobs.sort(key=lambda job: (problems[job[0]].level, len(prompts[job[0]])))
     starts = range(skip * sampling.batch_size, len(jobs), sampling.batch_size)
     console = Console(stderr=True)
     for start in track(
