@@ -232,7 +232,7 @@ def test_all_steps_of_a_model_whose_thoughts_mean_nothing(
     shutil.copytree(there / "c", folder)
     assert call("strength", "analyse", folder, "--permutations", 5) == 0
     assert call("strength", "steer", folder, "--strengths", -0.5, 0.5, "--random", 1, "--quiet", "--device", "cpu") == 0
-    assert call("strength", "overthink", folder, "--share", 0.4) == 0
+    assert call("strength", "overthink", folder, "--share", 0.6) == 0
     capfd.readouterr()
     assert call("strength", "efficient", folder, "--quiet", "--device", "cpu") == 0
     assert "without the knob that ends thoughts whose answer is ready" in capfd.readouterr().err

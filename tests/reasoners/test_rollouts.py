@@ -229,8 +229,8 @@ def test_what_was_skipped_changes_nothing(model: Reasoner, whole: Rollouts) -> N
     batches = list(roll_out(model, PROBLEMS, SAMPLING))
     assert list(roll_out(model, PROBLEMS, SAMPLING, skip=2)) == batches[2:]
     assert sorted((r for b in batches for r in b), key=lambda r: (r.problem, r.sample)) == whole.rollouts
-    widths = [len(r.prompt) for batch in batches for r in batch]
-    assert widths == sorted(widths)
+    order = [(PROBLEMS[r.problem].level, len(r.prompt)) for batch in batches for r in batch]
+    assert order == sorted(order)
 
 
 @pytest.mark.parametrize(

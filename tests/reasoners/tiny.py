@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers import Qwen2ForCausalLM
 
 from forethought.data.problems import Problem, draw_problems
 from forethought.reasoners.reasoner import Reasoner
@@ -11,9 +12,16 @@ from forethought.reasoners.training import ReasonerConfig, build_reasoner, reaso
 CONFIG = ReasonerConfig(hidden_size=64, num_layers=2, intermediate_size=64)
 
 
+def drawn(config: ReasonerConfig, seed: int) -> Qwen2ForCausalLM:
+    """A network that is not ready to copy, so that what its head is made to say does not pile up."""
+    ready = build_reasoner(config, seed)
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(ready.config)
+
+
 def tiny(seed: int = 0, end: float = 0.0, stop: float = 0.0, context: int | None = None) -> Reasoner:
     """``end`` and ``stop`` are about the logits of what closes the thought and the text, beside 0 of all others."""
-    model = build_reasoner(CONFIG, seed).eval()
+    model = drawn(CONFIG, seed).eval()
     reasoner = reasoner_of(model)
     if context is not None:
         model.config.max_position_embeddings = context

@@ -20,7 +20,7 @@ from forethought.reasoners.progress.training import Report, train
 from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.rollouts import LINES, SETTINGS, Rollout, Sampling
 from forethought.reasoners.tokenizer import build_tokenizer
-from forethought.reasoners.training import ReasonerConfig, build_reasoner
+from tests.reasoners.tiny import CONFIG, drawn
 
 SAMPLING = Sampling(3, 60, 1.0, 1.0, 7, 16)
 
@@ -28,7 +28,7 @@ SAMPLING = Sampling(3, 60, 1.0, 1.0, 7, 16)
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model on disk: every state has the same large first entry, by which two tokens are made likely."""
-    model = build_reasoner(ReasonerConfig(hidden_size=64, num_layers=2, intermediate_size=64), 3)
+    model = drawn(CONFIG, 3)
     tokenizer = build_tokenizer()
     with torch.no_grad():
         head = model.lm_head.weight.detach().clone()
