@@ -112,6 +112,25 @@ def strength_page(folders: Sequence[Path]) -> Iterator[str]:
     yield from outcomes([e["outcomes"]["test"] for e in efficient])
     yield "![Frontier](images/strength-frontier.png)\n\n## Chosen on other problems, measured on the test problems"
     yield from choices([e["choices"] for e in efficient])
+    yield verdict([e["choices"] for e in efficient])
+
+
+def verdict(seeds: Sequence[dict[str, Any]]) -> str:
+    """Whether the goal was reached, seed by seed."""
+    told, met = [], 0
+    for choices in seeds:
+        best, plain = choices["best"], choices["end bias"]
+        saved, lost, other = best["saved"][0], best["lost"][0], plain["saved"][0]
+        met += saved >= 0.3 and lost <= 0.01 and saved > other
+        lines = [f"{name} {saved:.1%} at {100 * lost:.1f}" for name, saved, lost in (
+            (best["knob"], saved, lost), ("the plain bias", other, plain["lost"][0]),
+        )]  # fmt: skip
+        told.append(" and ".join(lines))
+    return (
+        "The goal: one setting, chosen on other problems, that saves 30 % of the thinking tokens, loses a point of "
+        "accuracy at most, and saves more than a plain bias on the closing mark that was chosen alike. **Reached in "
+        f"{met} of {len(seeds)} seeds** (saved, at points lost): {'; '.join(told)}."
+    )
 
 
 def progress_page(folders: Sequence[Path]) -> Iterator[str]:
