@@ -204,7 +204,7 @@ class RecurrentEncoder(CausalEncoder):
         history = self.enter(vectors)
         for block in self.blocks:
             history = block(history)
-        return Recurred(self._read_out(history, position), 0, position, self.first_tokens(history), history)
+        return Recurred(self.read_out(history, position), 0, position, self.first_tokens(history), history)
 
     def first_tokens(self, history: Tensor) -> Tensor:
         """T_0 for an encoded history; float ``[B, L, d]`` → the same.
@@ -233,7 +233,7 @@ class RecurrentEncoder(CausalEncoder):
         tokens = self.core_norm(self._adapt(state.tokens, state.history))
         for block in self.core:
             tokens = block(tokens)
-        latest = self._read_out(tokens, state.position)
+        latest = self.read_out(tokens, state.position)
         return replace(state, latest=latest, step=state.step + 1, tokens=tokens)
 
     def _adapt(self, tokens: Tensor, history: Tensor) -> Tensor:
@@ -246,7 +246,8 @@ class RecurrentEncoder(CausalEncoder):
             return (tokens + history) / 2
         return tokens + history if self.adapter == "residual" else tokens
 
-    def _read_out(self, tokens: Tensor, position: Tensor | None) -> Tensor:
+    def read_out(self, tokens: Tensor, position: Tensor | None) -> Tensor:
+        """The states that answers are read from; float ``[B, L, d]`` → float ``[B, P, d]``."""
         read: Tensor = self.final_norm(tokens if position is None else take_each(tokens, position))
         return read
 

@@ -99,6 +99,14 @@ class LARESConfig(LatentConfig):
             were found to add hops; ``normal``, ``add`` and ``core_norm: true`` with ``norm: post`` are the paper's.
         depth, shallowest: of training batches; see :func:`forethought.nn.reasoning.draw_depth`.
         start_std, start_scale: deviation of the noise of ``start: normal``, and what it is multiplied with.
+        post_objective: of ``post_training``. ``thought``: each step's states are drawn around what the core gives, the
+            reward is the target's log-probability, and what made a thought better than others of its group is made
+            likelier. ``released``: the reward is whether the target is in the top ``post_k``, and what is made likelier
+            is the target.
+        post_rollouts, post_noise, post_k, post_beta: G; deviation of the drawn states (``thought``); k of the reward
+            (``released``); β, of the divergence from the model as it was.
+        post_candidates: learn from targets that one of the reference's rollouts has among so many; 0 takes all.
+        post_dropout: in place of ``dropout`` (``released``; ``thought`` has none).
         test_draws: answers are averaged over so many fixed initial states where these are noise; 0 draws a new one for
             every answer, as released.
     """
@@ -115,18 +123,26 @@ class LARESConfig(LatentConfig):
     shallowest: int = 1
     start_std: float = 1.0
     start_scale: float = 3.0
+    post_objective: Literal["thought", "released"] = "thought"
+    post_rollouts: int = 8
+    post_noise: float = 0.1
+    post_k: int = 10
+    post_beta: float = 0.1
+    post_candidates: int = 100
+    post_dropout: float = 0.1
     test_draws: int = 1
 
     def validate_recurrence(self) -> None:
         """Refuse depths that cannot be drawn; called when the config is made."""
         for key, least in (
-            ("core_blocks", 1),
-            ("shallowest", 1),
-            ("test_draws", 0),
-            ("start_std", 0),
-            ("start_scale", 0),
-        ):
+            ("core_blocks", 1), ("shallowest", 1), ("test_draws", 0), ("start_std", 0), ("start_scale", 0),
+            ("post_rollouts", 2), ("post_noise", 0), ("post_k", 1), ("post_beta", 0), ("post_candidates", 0),
+        ):  # fmt: skip
             if getattr(self, key) < least:
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to be at least {least}")
+        if self.post_objective == "thought" and not self.post_noise:
+            raise ValueError("post_noise is 0; without noise all thoughts of a group are one")
+        if not 0 <= self.post_dropout < 1:
+            raise ValueError(f"post_dropout is {self.post_dropout}; it has to be at least 0 and less than 1")
         if self.depth == "uniform" and self.shallowest > self.steps > 0:
             raise ValueError(f"shallowest is {self.shallowest}; it has to be at most steps, {self.steps}")

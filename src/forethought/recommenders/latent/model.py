@@ -97,6 +97,10 @@ class LatentReasoner(Recommender):
         vectors = self.embedding.weight[1:]
         return F.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
 
+    def logits(self, states: Tensor) -> Tensor:
+        """The scores of the items by states as they are, without a readout; float ``[..., d]`` → ``[..., N]``."""
+        return self._compared(states) @ self.item_vectors().T
+
     def query(self, history: Tensor, steps: int | None = None) -> Tensor:
         """As :meth:`Recommender.query`, after ``steps`` steps."""
         states = self._alone(history, newest_position(history), self.steps if steps is None else steps)
@@ -177,8 +181,7 @@ class LatentReasoner(Recommender):
         """
         config, loss = self.config, states.new_zeros(())
         if config.kl_weight and states.shape[1] > 1:
-            logits = self._compared(states) @ self.item_vectors().T
-            loss = loss - config.kl_weight * step_divergence(logits, config.kl_form)
+            loss = loss - config.kl_weight * step_divergence(self.logits(states), config.kl_form)
         if config.contrast_weight and states.shape[1] > 1:
             loss = loss + config.contrast_weight * self._contrast(states, history, position, target)
         if config.trajectory_weight or config.step_alignment_weight:
