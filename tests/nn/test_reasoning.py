@@ -64,6 +64,29 @@ def test_a_step_on_the_cache_is_a_full_rerun(norm: Norm, blocks: int, lengths: l
         torch.testing.assert_close(every[row, length - 1], expected, atol=1e-10, rtol=1e-9)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_prefix_masking(norm: Norm, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items look both ways and never at reasoning tokens; those look back."""
+    encoder, generator = appending(norm, blocks), torch.Generator().manual_seed(0)
+    encoder.bidirectional = True
+    vectors = torch.randn(3, 7, WIDTH, dtype=torch.float64, generator=generator)
+    lengths = [7, 1, 4]
+    found = unroll(encoder, vectors, torch.tensor(lengths)[:, None] - 1, 3)[:, 0]
+    torch.testing.assert_close(encoder(vectors, torch.tensor(lengths) - 1), found[:, 0])
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        index = torch.arange(query.shape[2])
+        seen = (index <= index[:, None]) | ((index < items) & (index[:, None] < items))
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+
+    monkeypatch.setattr("forethought.nn.encoder.causal_attention", attention)
+    for row, items in enumerate(lengths):
+        torch.testing.assert_close(found[row], rerun(encoder, vectors[row, :items], 3), atol=1e-10, rtol=1e-9)
+    with pytest.raises(ValueError, match="one thought a row"):
+        encoder.encode(vectors)
+
+
 def test_a_step_is_within_a_hundred_thousandth_in_single_precision() -> None:
     torch.manual_seed(0)
     encoder = AppendingEncoder(WIDTH, 2, 3, 20, 0.1, LENGTH, steps=4).eval()

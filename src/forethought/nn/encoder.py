@@ -58,8 +58,7 @@ class CausalAttention(nn.Module):
         return k, v
 
     def remember(self, queries: Tensor, context: Tensor, visible: Tensor | None) -> tuple[Tensor, Cache]:
-        """:meth:`forward`, and what it read. ``visible``, bool ``[B, P, L]``, is given for P queries that are not one a
-        position of the history; float ``[B, P, d]``."""
+        """:meth:`forward`, and what it read; P queries look at what is ``visible``, bool ``[B, P, L]``, where given."""
         q = self._heads(self.query(queries))
         k, v = self._keys_and_values(context)
         none = k.new_zeros(*q.shape[:3], 0, q.shape[-1])
@@ -129,13 +128,14 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Cache]:
         """:meth:`forward`, and what a token appended later needs of it.
 
-        float ``[B, L, d]`` → float ``[B, L, d]``, or ``[B, P, d]`` at ``position``, int64 ``[B, P]``, alone; there
-        ``visible``, bool ``[B, P, L]``, tells what of the history comes before each.
+        float ``[B, L, d]`` → float ``[B, L, d]``, or ``[B, P, d]`` at ``position``, int64 ``[B, P]``, alone.
+        ``visible``, bool ``[B, P or L, L]``, tells what of the history each looks at; it is needed with ``position``,
+        and without either attention is causal.
         """
         normal, context = self._read(states)
         if position is not None:
             states, normal = take_each(states, position), take_each(normal, position)
-        attended, cache = self.attention.remember(normal, context, visible if position is not None else None)
+        attended, cache = self.attention.remember(normal, context, visible)
         return self._write(states, normal, attended), cache
 
     def append(self, token: Tensor, visible: Tensor, cache: Cache) -> tuple[Tensor, Cache]:

@@ -104,6 +104,8 @@ class AppendingEncoder(CausalEncoder):
 
     Args:
         steps: rows of the table of reasoning positions; a step beyond it takes the last row.
+        bidirectional: items look at all of their history, as in BERT4Rec, and reasoning tokens at what came before them
+            ("prefix masking", §4.1). A row then has one thought: its items see as far as it does.
 
     Others as :class:`CausalEncoder`.
     """
@@ -119,8 +121,10 @@ class AppendingEncoder(CausalEncoder):
         norm: Norm = "pre",
         *,
         steps: int = 0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__(width, blocks, heads, inner, dropout, max_length, norm)
+        self.bidirectional = bidirectional
         self.reasoning_positions = nn.Parameter(torch.randn(steps, width) * 0.02)
 
     def encode(self, vectors: Tensor, position: Tensor | None = None) -> Appended:
@@ -129,13 +133,22 @@ class AppendingEncoder(CausalEncoder):
         visible = index <= (index[None, :, None] if position is None else position[..., None])
         states, caches = self.enter(vectors), []
         *before, last = cast(list[Block], list(self.blocks))
+        if self.bidirectional and visible.shape[1] > 1:
+            raise ValueError("A bidirectional encoder has one thought a row; give one position.")
+        everywhere = visible.expand(-1, vectors.shape[1], -1) if self.bidirectional else None
         for block in before:
-            states, cache = block.remember(states)
+            states, cache = block.remember(states, None, everywhere)
             caches.append(cache)
-        states, cache = last.remember(states, position, visible)
+        states, cache = last.remember(states, position, None if position is None else visible)
         if position is not None:  # the caches of whole passes know one thought a position, not one of P
             caches = [each._replace(own_key=cache.own_key, own_value=cache.own_value) for each in caches]
         return Appended(self.final_norm(states), 0, position, (*caches, cache), visible)
+
+    def forward(self, vectors: Tensor, position: Tensor | None = None) -> Tensor:
+        """As :meth:`CausalEncoder.forward`; a bidirectional encoder needs ``position``."""
+        if not self.bidirectional:
+            return super().forward(vectors, position)
+        return self.encode(vectors, None if position is None else position[:, None]).latest[:, 0]
 
     def step(self, state: Appended) -> Appended:
         """Append a token to every thought and return the states at it."""

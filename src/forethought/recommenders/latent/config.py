@@ -83,9 +83,16 @@ class LatentConfig(RecommenderConfig):
 
 @strict
 class ReaRecConfig(LatentConfig):
-    """ReaRec: reasoning tokens appended to the history. ERL and PRL are settings of it; see ``recipes/rearec``."""
+    """ReaRec: reasoning tokens appended to the history. ERL and PRL are settings of it; see ``recipes/rearec``.
+
+    Attributes:
+        backbone: ``sasrec``: every item looks back, and one pass learns from every position. ``bert4rec``: items look
+            at all of the history, and one prefix a row, drawn anew each time, is learned from.
+    """
 
     model_type = "forethought-rearec"
+
+    backbone: Literal["sasrec", "bert4rec"] = "sasrec"
 
 
 @strict

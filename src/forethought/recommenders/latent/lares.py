@@ -11,7 +11,7 @@ from torch import Tensor
 from forethought.nn.reasoning import RecurrentEncoder, draw_depth
 from forethought.recommenders.base import RecommenderOutput
 from forethought.recommenders.latent.config import LARESConfig
-from forethought.recommenders.latent.model import LatentReasoner
+from forethought.recommenders.latent.model import LatentReasoner, draw_position
 from forethought.recommenders.latent.post_training import released_loss, set_dropout, thought_loss
 
 
@@ -76,7 +76,7 @@ class LARES(LatentReasoner):
         count = (target > 0).sum()
         rows = (target > 0).any(dim=1)
         history, target = history[rows], target[rows]
-        position = torch.multinomial((target > 0).float(), 1)[:, 0]
+        position = draw_position(target)
         wanted = target.gather(1, position[:, None])[:, 0] - 1
         history = history * (torch.arange(history.shape[1], device=history.device) <= position[:, None])
         if self.config.post_objective == "thought":

@@ -33,6 +33,7 @@ class LatentReasoner(Recommender):
     config_class = LatentConfig
     inner_product = True
     kind: StepKind
+    one_prefix = False  # whether the encoder reads one prefix a row at a time
 
     def __init__(self, config: LatentConfig) -> None:
         super().__init__(config)
@@ -126,6 +127,11 @@ class LatentReasoner(Recommender):
         return int(self.config.steps)
 
     def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
+        count = (target > 0).sum()
+        if self.one_prefix:
+            rows = (target > 0).any(dim=1)
+            history, target = history[rows], target[rows]
+            target = target * F.one_hot(draw_position(target), target.shape[1])
         supervised, steps = target > 0, self.training_steps()
         wanted = target[supervised] - 1
         alone = bool((supervised.sum(dim=1) == 1).all())
@@ -142,12 +148,13 @@ class LatentReasoner(Recommender):
             if alone:
                 position = supervised.int().argmax(dim=1)
             else:
-                position = torch.multinomial(supervised.float(), 1)[:, 0]
+                position = draw_position(target)
                 index = supervised.flatten().cumsum(0).view_as(supervised) - 1  # of each target among ``states``
                 states = states[index.gather(1, position[:, None])[:, 0]]
             chosen = target.gather(1, position[:, None])[:, 0]
             loss = loss + len(wanted) * self._regularisers(states, history, position, chosen)
-        return RecommenderOutput(loss=loss / (len(wanted) if num_targets is None else num_targets))
+        loss = loss * (count / len(wanted))  # of a prefix a row, drawn for all of the row's
+        return RecommenderOutput(loss=loss / (count if num_targets is None else num_targets))
 
     def _cross_entropy(self, states: Tensor, wanted: Tensor) -> Tensor:
         """Summed over the targets: of the readout, and of the states that predict by themselves."""
@@ -226,3 +233,10 @@ class LatentReasoner(Recommender):
     def _both_ways(self, one: Tensor, other: Tensor, same: Tensor | None) -> Tensor:
         forth = info_nce(self._compared(one), self._key(other), same)
         return (forth + info_nce(self._compared(other), self._key(one), same)) / 2
+
+
+def draw_position(target: Tensor) -> Tensor:
+    """A position of each row that has a target, drawn uniformly; int64 ``[B, L]`` → int64 ``[B]``."""
+    weights = (target > 0).float()
+    weights[:, 0] += ~weights.any(dim=1)  # a row without a target gets the first, where there is none
+    return torch.multinomial(weights, 1)[:, 0]

@@ -15,8 +15,13 @@ class ReaRec(LatentReasoner):
     config_class = ReaRecConfig
     kind = "append"
 
+    def __init__(self, config: ReaRecConfig) -> None:
+        super().__init__(config)
+        self.one_prefix = config.backbone == "bert4rec"
+
     def make_encoder(self, config: Any) -> AppendingEncoder:
         return AppendingEncoder(
             config.hidden_size, config.num_blocks, config.num_heads, config.inner_size or 4 * config.hidden_size,
             config.dropout, config.max_length, config.norm, steps=config.steps,
+            bidirectional=config.backbone == "bert4rec",
         )  # fmt: skip
