@@ -1,6 +1,6 @@
 """Does a step of latent reasoning add a step of computation? Chains of known length to follow, and walks to need none.
 
-    python benchmarks/hops.py [--models NAME …] [--seeds 3] [--threads 1] [--json FILE]
+    python benchmarks/hops.py [--models NAME …] [--seeds 0 1 2] [--threads 1] [--json FILE]
 
 A case is 8 edges in random order, of two disjoint chains of 4 over 24 nodes, and a node to start from; wanted is the
 end of its chain, 1 to 4 edges away. An edge is one token, the sum of a "from" and a "to" vector, so each hop is one
@@ -170,7 +170,7 @@ def walk(name: str, seed: int, most: int, length: int = LENGTH) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--steps", type=int, default=3000, help="most optimiser steps on chains (default 3000)")
     parser.add_argument("--solved", type=float, default=2.0, help="stop where every hop is this accurate; 2 never does")
     parser.add_argument(
@@ -181,7 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.models:
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             rows = [follow(name, seed, options.steps, options.solved)] if options.steps else []
             rows += [walk(name, seed, options.walk_steps)] if options.walk_steps else []
             for row in rows:

@@ -38,7 +38,8 @@ def shuffled(fed: Tensor, generator: torch.Generator) -> Tensor:
 def random(fed: Tensor, generator: torch.Generator) -> Tensor:
     """A thought of no meaning, as long as the real one at every position."""
     noise = torch.randn(fed.shape, generator=generator).to(fed)
-    return noise * (fed.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+    scaled: Tensor = noise * (fed.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+    return scaled
 
 
 INTERVENTIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
@@ -164,7 +165,8 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
     rows = history[None].to(run.model.device)
     thought = run.model.think(newest(rows, run.model.config.max_length), steps)
     assert thought.answers is not None
-    found, before = [], None
+    found: list[Step] = []
+    before: Tensor | None = None
     for step, scores in enumerate(thought.answers[0]):
         best = best_items(scores[None].clone(), rows, k, exclude_seen)
         kept = best.scores[0] > float("-inf")

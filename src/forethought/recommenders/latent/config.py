@@ -17,8 +17,8 @@ class LatentConfig(RecommenderConfig):
     """What every way of reasoning has: an encoder, steps, a readout, and what the steps learn from.
 
     Attributes:
-        hidden_size, num_blocks, num_heads, inner_size, dropout, norm: of the encoder, as SASRec's; ``norm`` has
-            ``post`` besides, the block of both papers.
+        hidden_size, num_blocks, num_heads, inner_size, dropout, norm: of the encoder, as SASRec's; ``norm: post``
+            is the block of both papers.
         similarity: of a state and an item: inner product (``dot``) or ``cosine``.
         temperature: τ, which divides either.
         steps: K, taken after the history is read; 0 is the plain encoder, bit for bit.
