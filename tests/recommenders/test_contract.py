@@ -23,6 +23,19 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"hidden_size": 8, "norm": "original", "loss": "gbce", "negatives": 4},
         {"hidden_size": 8, "loss": "sampled", "negatives": 4, "similarity": "cosine"},
     ],
+    "rearec": [
+        {"hidden_size": 8, "readout": "mean", "kl_weight": 0.05},
+        {"hidden_size": 8, "supervision": "every", "cooling": 1.5, "contrast_weight": 1.0, "norm": "post"},
+        {"hidden_size": 8, "readout": "gate", "kl_weight": 0.05, "kl_form": "paper", "similarity": "cosine"},
+        {"hidden_size": 8, "steps": 0, "trajectory_weight": 0.1},
+        {"hidden_size": 8, "backbone": "bert4rec", "supervision": "every", "kl_weight": 0.05},
+    ],
+    "lares": [
+        {"hidden_size": 8, "trajectory_weight": 0.1, "step_alignment_weight": 0.1},
+        {"hidden_size": 8, "start": "normal", "adapter": "add", "core_norm": True, "norm": "post", "test_draws": 3},
+        {"hidden_size": 8, "start": "normal_zero", "adapter": "concat", "readout": "dual", "depth": "uniform"},
+        {"hidden_size": 8, "start": "zero", "adapter": "gated", "readout": "mean", "similarity": "cosine"},
+    ],
     "prefergrow": [
         {"hidden_size": 8, "kernel": "pair"},
         {"hidden_size": 8, "kernel": "point", "guidance": 2.0},

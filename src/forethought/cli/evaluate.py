@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,20 +29,38 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN")
     parser.add_argument("--split", choices=["test", "valid"], default="test", help="default test")
     parser.add_argument("--seen", choices=["removed", "kept", "both"], default="both", help="which ranking to show")
+    parser.add_argument(
+        "--steps", type=_steps, metavar="K,K,…", help="also at these numbers of reasoning steps, such as 0,1,2,4,8"
+    )
+    parser.add_argument(
+        "--interventions", action="store_true",
+        help="also with the thoughts set to zero, shuffled across users, and random of equal norm",
+    )  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; - for standard output, alone")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     from forethought.atomic import atomic_file
+    from forethought.recommenders import thinking
     from forethought.recommenders.run import Run
 
     opened = Run.open(options.path, options.device)
     with progress_bar(options.quiet) as progress:
         seed = 0 if options.seed is None else options.seed
         tell = None if progress is None else functools.partial(progress, opened.path.name)
+        if options.steps is not None or options.interventions:
+            thinking.reasoner(opened)  # before the work is done
         evaluation = opened.evaluate(options.split, seed=seed, progress=tell)
-    text = json.dumps(evaluation.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        thoughts: dict[str, list[dict[str, Any]]] = {}
+        if options.steps is not None:
+            thoughts["steps"] = thinking.by_steps(opened, options.steps, options.split, progress=progress)
+        if options.interventions:
+            found = thinking.by_intervention(opened, options.split, seed=seed, progress=progress)
+            thoughts["interventions"] = found
+        if thoughts:
+            thinking.save(opened, options.split, thoughts, shlex.join(["forethought", *sys.argv[1:]]))
+    text = json.dumps({**evaluation.as_dict(), **thoughts}, indent=2, ensure_ascii=False) + "\n"
     if options.json == "-":
         sys.stdout.write(text)
         return
@@ -49,6 +68,32 @@ def run(options: argparse.Namespace) -> None:
         with atomic_file(Path(options.json)) as scratch:
             scratch.write_text(text, encoding="utf-8")
     print_evaluation(evaluation, ["removed", "kept"] if options.seen == "both" else [options.seen])
+    for rows in thoughts.values():
+        print_rows(rows)
+
+
+def _steps(text: str) -> list[int]:
+    try:
+        steps = [int(part) for part in text.split(",")]
+    except ValueError:
+        steps = [-1]
+    if min(steps) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no list of whole numbers such as 0,1,2,4,8")
+    return steps
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """A table of rows that have the same keys."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in rows[0]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
+    Console().print(table)
 
 
 def print_evaluation(evaluation: Evaluation, shown: list[str]) -> None:

@@ -6,7 +6,10 @@ import argparse
 import csv
 import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forethought.data.catalog import Catalog
 
 
 def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -29,25 +32,32 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "--chains", type=int, default=0, metavar="N",
         help="of a PreferGrow: draw the list by N random chains; few make varied lists, each --seed another",
     )  # fmt: skip
+    parser.add_argument(
+        "--steps", type=int, metavar="K",
+        help="of a ReaRec or a LARES: think so many steps before answering; by default as many as it was trained for",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON: [{id, title, score}, …]")
     parser.add_argument("--include-seen", action="store_true", help="do not leave out items of the history")
     parser.set_defaults(run=run)
+
+
+def parse_history(text: str, catalog: Catalog) -> list[str]:
+    """The items' own ids in ``"ID,ID,…"``, as in a line of CSV; spaces around one belong to it only if it has them."""
+    rows = csv.reader(io.StringIO(text), skipinitialspace=True)
+    parts = [part for row in rows for part in row if part.strip()]
+    spaced = {part for part in parts if part.strip() not in catalog and part in catalog}
+    return [part if part in spaced else part.strip() for part in parts]
 
 
 def run(options: argparse.Namespace) -> None:
     from forethought.recommenders.run import Run
 
     opened = Run.open(options.path, options.device)
+    how = (options.k, not options.include_seen, options.chains, options.seed or 0, options.steps)
     if options.history is not None:
-        rows = csv.reader(io.StringIO(options.history), skipinitialspace=True)
-        parts = [part for row in rows for part in row if part.strip()]
-        spaced = {part for part in parts if part.strip() not in opened.catalog and part in opened.catalog}
-        history = [part if part in spaced else part.strip() for part in parts]
-        best = opened.recommend(history, options.k, not options.include_seen, options.chains, options.seed or 0)
+        best = opened.recommend(parse_history(options.history, opened.catalog), *how)
     else:
-        best = opened.recommend_user(
-            options.user, options.k, not options.include_seen, options.chains, options.seed or 0
-        )
+        best = opened.recommend_user(options.user, *how)
     if options.json:
         print(json.dumps([item._asdict() for item in best], ensure_ascii=False, indent=2))
         return

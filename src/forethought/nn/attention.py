@@ -58,3 +58,26 @@ def causal_attention_at(
     weights = logits.masked_fill(future[:, None], float("-inf")).softmax(dim=-1).to(context.dtype)
     mixed: Tensor = torch.einsum("bhd,hed->bhe", weights @ context, value_weight) + value_bias
     return mixed
+
+
+def attend_appended(
+    query: Tensor, key: Tensor, value: Tensor, own_key: Tensor, own_value: Tensor, visible: Tensor
+) -> Tensor:
+    """Attention of P tokens a row, each the newest of its own thought, on a history they share and on that thought.
+
+    Args:
+        query: float ``[B, H, P, e]``.
+        key, value: float ``[B, H, L, e]``, of the history.
+        own_key, own_value: float ``[B, H, P, k, e]``, of the k tokens of each thought, the newest among them.
+        visible: bool ``[B, P, L]``, which part of the history each thought comes after.
+
+    Returns:
+        float ``[B, H, P, e]``.
+    """
+    query = query * query.shape[-1] ** -0.5
+    shared = (query @ key.mT).masked_fill(~visible[:, None], float("-inf"))
+    own = (own_key @ query[..., None])[..., 0]
+    weights = torch.cat([shared, own], dim=-1).softmax(dim=-1).to(value.dtype)
+    length = key.shape[2]
+    mixed: Tensor = weights[..., :length] @ value + (weights[..., None, length:] @ own_value)[..., 0, :]
+    return mixed

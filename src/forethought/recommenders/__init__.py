@@ -15,6 +15,8 @@ MODELS = {
     "markov": "forethought.recommenders.markov:Markov",
     "knn": "forethought.recommenders.knn:CooccurrenceKNN",
     "sasrec": "forethought.recommenders.sasrec:SASRec",
+    "rearec": "forethought.recommenders.latent.rearec:ReaRec",
+    "lares": "forethought.recommenders.latent.lares:LARES",
     "prefergrow": "forethought.recommenders.prefergrow.model:PreferGrow",
 }
 

@@ -69,6 +69,7 @@ class Recommender(PreTrainedModel):  # type: ignore[misc]  # as above
     # processes give the loss of one big batch.
     accepts_loss_kwargs = True
     inner_product = False
+    has_post_training = False
 
     config: Any
 
@@ -77,6 +78,14 @@ class Recommender(PreTrainedModel):  # type: ignore[misc]  # as above
 
     def observe(self, dataset: Dataset) -> None:
         """Read what the model needs to know of the training part (counts, transitions) before any gradient step."""
+
+    def start_post_training(self) -> None:
+        """Make ready for the second phase of training; only where ``has_post_training``."""
+        raise NotImplementedError(f"{type(self).__name__} is trained in one phase.")
+
+    def end_post_training(self) -> None:
+        """Let go of what the second phase needed alone; only where ``has_post_training``."""
+        raise NotImplementedError(f"{type(self).__name__} is trained in one phase.")
 
     def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
         """The training loss.

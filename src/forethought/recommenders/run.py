@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import safetensors
 import torch
@@ -40,6 +40,9 @@ from forethought.training.record import (
     run_folder,
     write_record,
 )
+
+if TYPE_CHECKING:
+    from forethought.training.ranking import RankingTrainer
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -120,7 +123,13 @@ class Run:
         return evaluation
 
     def recommend(
-        self, history: Iterable[object], k: int = 10, exclude_seen: bool = True, chains: int = 0, seed: int = 0
+        self,
+        history: Iterable[object],
+        k: int = 10,
+        exclude_seen: bool = True,
+        chains: int = 0,
+        seed: int = 0,
+        steps: int | None = None,
     ) -> list[Recommendation]:
         """The best next items after a history.
 
@@ -131,31 +140,46 @@ class Run:
             chains: of a PreferGrow, draw the list by so many random chains: another ``seed`` gives another list, and
                 scores are the share of chains. 0 is the deterministic ranking.
             seed: of the chains.
+            steps: of latent reasoning, before a ReaRec or a LARES answers; by default as many as it was trained for.
 
         Raises:
-            ArtefactError: chains are asked of a model that has none.
+            ArtefactError: chains or steps are asked of a model that has none.
             DataError: the history is empty or has an item that is not in the catalogue, or a number is none that fits.
         """
-        return self._recommend(torch.from_numpy(self.catalog.encode(history)), k, exclude_seen, chains, seed)
+        return self._recommend(torch.from_numpy(self.catalog.encode(history)), k, exclude_seen, chains, seed, steps)
 
     def recommend_user(
-        self, user: object, k: int = 10, exclude_seen: bool = True, chains: int = 0, seed: int = 0
+        self,
+        user: object,
+        k: int = 10,
+        exclude_seen: bool = True,
+        chains: int = 0,
+        seed: int = 0,
+        steps: int | None = None,
     ) -> list[Recommendation]:
         """The best next items for a user of the training data, after everything the data tells of that user.
 
         Arguments as in :meth:`recommend`.
 
         Raises:
-            ArtefactError: chains are asked of a model that has none.
+            ArtefactError: chains or steps are asked of a model that has none.
+            DataError: there is no such user.
+        """
+        return self._recommend(self.history_of(user), k, exclude_seen, chains, seed, steps)
+
+    def history_of(self, user: object) -> Tensor:
+        """Everything the data tells of a user, oldest first; int64 ``[L]``.
+
+        Raises:
             DataError: there is no such user.
         """
         row = self.dataset.user_index(user)
         start, stop = self.dataset.sequences.offsets[row : row + 2]
-        return self._recommend(
-            torch.from_numpy(self.dataset.sequences.items[start:stop].astype("int64")), k, exclude_seen, chains, seed
-        )
+        return torch.from_numpy(self.dataset.sequences.items[start:stop].astype("int64"))
 
-    def _recommend(self, history: Tensor, k: int, exclude_seen: bool, chains: int, seed: int) -> list[Recommendation]:
+    def _recommend(
+        self, history: Tensor, k: int, exclude_seen: bool, chains: int, seed: int, steps: int | None
+    ) -> list[Recommendation]:
         if not len(history):
             raise DataError("The history is empty; give at least one item.")
         check_whole("k", k, least=1)
@@ -168,6 +192,12 @@ class Run:
             draws = torch.Generator(rows.device).manual_seed(seed)
             read = newest(rows, self.model.config.max_length)
             best = best_items(self.model.chain_scores(read, chains, generator=draws), rows, k, exclude_seen)
+        elif steps is not None:
+            from forethought.recommenders.thinking import reasoner, thinking  # it reads runs
+
+            check_whole("steps", steps)
+            with thinking(reasoner(self), steps):
+                best = self.model.recommend(rows, k, exclude_seen)
         else:
             best = self.model.recommend(rows, k, exclude_seen)
         pairs = [(item, score) for item, score in zip(best.items[0].tolist(), best.scores[0].tolist(), strict=True)]
@@ -211,6 +241,8 @@ def train(
         raise RecipeError(
             f"Recipe {recipe.name} names no data; give --data.path FOLDER (made with 'forethought data prepare')."
         )
+    if recipe.post_training is not None and not model_class(recipe.model["type"]).has_post_training:
+        raise RecipeError(f"Recipe {recipe.name}: a {recipe.model['type']} has no second phase; remove post_training.")
     dataset = Dataset.open(recipe.data.path, verify=True)
     data = dataclasses.replace(recipe.data, path=str(Path(recipe.data.path).resolve()))
     recipe = dataclasses.replace(recipe, data=data)
@@ -238,6 +270,9 @@ def train(
             trainer.fit(resume)
             record |= {"processes": trainer.args.world_size, "seconds": record["seconds"] + trainer.seconds}
             record |= {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step}
+            if recipe.post_training is not None:
+                record["post_training"] = _post_train(trainer, model, dataset, recipe, folder, device, quiet, resume)
+                record["seconds"] += record["post_training"]["seconds"]
         model.eval()
         if main:
             if len(dataset.targets("valid")):
@@ -246,6 +281,46 @@ def train(
             record |= {"status": "finished", "finished": now()}
             write_record(folder, record)
     return Run(folder, model, dataset.catalog, recipe, record)
+
+
+def _post_train(
+    before: RankingTrainer,
+    model: Recommender,
+    dataset: Dataset,
+    recipe: Recipe,
+    folder: Path,
+    device: str | None,
+    quiet: bool,
+    resume: bool,
+) -> dict[str, Any]:
+    """The second phase, by a trainer of its own in ``post-training/``; the better of both stays in the model.
+
+    Returns:
+        What ``run.json`` says of it: steps, the best validation metric of either phase, and which was kept.
+    """
+    from forethought.training.ranking import RankingTrainer
+
+    assert recipe.post_training is not None
+    own = folder / "post-training"
+    if is_main_process():
+        own.mkdir(exist_ok=True)
+    model.start_post_training()
+    second = dataclasses.replace(recipe, training=recipe.post_training)
+    trainer = RankingTrainer(model, dataset, second, own, device=device, quiet=quiet)
+    trainer.fit(resume)
+    model.end_post_training()
+    kept = before.best is None or (trainer.best is not None and trainer.best > before.best)
+    if not kept:
+        before.take_best()
+    return {
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
+        "seconds": trainer.seconds,
+        "metric": recipe.training.select_by,
+        "before": before.best,
+        "after": trainer.best,
+        "kept": kept,
+    }
 
 
 def read_recipe(

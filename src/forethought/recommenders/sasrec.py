@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forethought.data.dataset import Dataset
-from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
+from forethought.nn.encoder import CausalEncoder, Norm, newest_position, supervised_states
 from forethought.nn.softmax import softmax_cross_entropy
 from forethought.nn.thought import Thought
 from forethought.recommenders.base import Recommender, RecommenderConfig, RecommenderOutput
@@ -23,7 +23,7 @@ class SASRecConfig(RecommenderConfig):
 
     Attributes:
         hidden_size, num_blocks, num_heads, inner_size, dropout: of the transformer; ``inner_size`` 0 means 4 d.
-        norm: ``pre`` (default) or ``original`` (the 2018 block).
+        norm: ``pre`` (default), ``original`` (the 2018 block) or ``post`` (BERT's).
         similarity: of a state and an item: their inner product (``dot``, the paper), or their ``cosine`` divided by
             ``temperature``, which keeps frequent items from growing long vectors.
         loss: ``ce`` (softmax over the whole catalogue), ``sampled`` (softmax over shared negatives) or ``gbce``
@@ -41,7 +41,7 @@ class SASRecConfig(RecommenderConfig):
     num_heads: int = 1
     inner_size: int = 0
     dropout: float = 0.1
-    norm: Literal["pre", "original"] = "pre"
+    norm: Norm = "pre"
     similarity: Literal["dot", "cosine"] = "dot"
     temperature: float = 0.1
     loss: Literal["ce", "sampled", "gbce"] = "ce"

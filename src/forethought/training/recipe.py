@@ -101,6 +101,8 @@ class Recipe:
     Attributes:
         name: how the run is called.
         model: ``type`` and the keys of that model's config.
+        post_training: of a second phase that goes on from the best weights of the first, for models that have one;
+            with the keys of ``training``. None leaves it out.
         seed: of weights, batch order and noise.
     """
 
@@ -109,6 +111,7 @@ class Recipe:
     data: DataRecipe = DataRecipe()
     training: TrainingRecipe = TrainingRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
+    post_training: TrainingRecipe | None = None
     seed: int = 0
 
     @classmethod
@@ -156,13 +159,14 @@ class Recipe:
         fields = {entry.name for entry in dataclasses.fields(cls)}
         for key in tree:
             _known(str(key), fields, sources.get(str(key), where))
-        reader = _Reader(where, sources)
+        reader, second = _Reader(where, sources), tree.get("post_training")
         return cls(
             name=reader.value("name", str, tree.get("name", "run")),
             model=reader.model(tree.get("model"), config_class),
             data=reader.section("data", DataRecipe, tree.get("data")),
             training=reader.section("training", TrainingRecipe, tree.get("training")),
             evaluation=reader.section("evaluation", EvaluationRecipe, tree.get("evaluation")),
+            post_training=None if second is None else reader.section("post_training", TrainingRecipe, second),
             seed=reader.value("seed", int, tree.get("seed", 0), low=0, high=2**32 - 1),
         )
 
@@ -176,7 +180,10 @@ class Recipe:
             "training": dataclasses.asdict(self.training),
             "evaluation": dataclasses.asdict(self.evaluation),
         }
-        tree["training"]["report_to"] = list(self.training.report_to)
+        if self.post_training is not None:
+            tree["post_training"] = dataclasses.asdict(self.post_training)
+        for phase in tree.keys() & {"training", "post_training"}:
+            tree[phase]["report_to"] = list(tree[phase]["report_to"])
         return tree
 
     def save(self, path: str | os.PathLike[str]) -> None:

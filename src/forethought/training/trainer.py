@@ -136,7 +136,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
         finally:
             if self.progress is not None:
                 self.progress.close()
-        self._take_best()
+        self.take_best()
 
     @property
     def seconds(self) -> float:
@@ -285,8 +285,15 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
         if self.average is not None:
             self.average.load_state_dict(_read(Path(resume_from_checkpoint) / AVERAGE))
 
-    def _take_best(self) -> None:
-        """The weights to keep: those of the best checkpoint, or of the last step where nothing was validated."""
+    @property
+    def best(self) -> float | None:
+        """The best value of ``select_by`` so far; None where nothing was validated."""
+        best: float | None = self.state.best_metric
+        return best
+
+    def take_best(self) -> None:
+        """Put the best weights into the model: those of the best checkpoint, or of the last step where nothing was
+        validated."""
         best = self.state.best_global_step
         if best is not None:
             checkpoint = checkpoint_path(Path(self.args.output_dir), best)

@@ -1,0 +1,86 @@
+"""LARES: a recurrence over all tokens whose depth is chosen when it answers (Liu et al. 2025, arXiv 2505.16865)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forethought.nn.reasoning import RecurrentEncoder, draw_depth
+from forethought.recommenders.base import RecommenderOutput
+from forethought.recommenders.latent.config import LARESConfig
+from forethought.recommenders.latent.model import LatentReasoner, draw_position
+from forethought.recommenders.latent.post_training import released_loss, set_dropout, thought_loss
+
+
+class LARES(LatentReasoner):
+    """An encoder, then a core of shared weights, applied a random number of times in training and m times to answer.
+
+    Its first phase is :class:`LatentReasoner`'s: cross-entropy and alignments. In the second, ``forward`` gives the
+    loss of ``config.post_objective`` on one prefix a row.
+    """
+
+    config_class = LARESConfig
+    kind = "recur"
+    has_post_training = True
+    encoder: RecurrentEncoder
+
+    def __init__(self, config: LARESConfig) -> None:
+        super().__init__(config)
+        self._reference: list[LARES] = []  # in a list, so that it is no part of what is trained and saved
+
+    def make_encoder(self, config: Any) -> RecurrentEncoder:
+        return RecurrentEncoder(
+            config.hidden_size, config.num_blocks, config.num_heads, config.inner_size or 4 * config.hidden_size,
+            config.dropout, config.max_length, config.norm, core_blocks=config.core_blocks, start=config.start,
+            adapter=config.adapter, core_norm=config.core_norm, start_std=config.start_std,
+            start_scale=config.start_scale,
+        )  # fmt: skip
+
+    def training_steps(self) -> int:
+        return draw_depth(self.config.depth, self.config.steps, self.config.shallowest) if self.config.steps else 0
+
+    def query(self, history: Tensor, steps: int | None = None) -> Tensor:
+        """As :meth:`Recommender.query`; a mean over ``test_draws`` initial states where these are noise."""
+        if self.encoder.start != "normal":
+            return super().query(history, steps)
+        draws: list[int | None] = [None] if self.config.test_draws == 0 else list(range(self.config.test_draws))
+        queries, before = [], self.encoder.draw
+        try:
+            for draw in draws:
+                self.encoder.draw = draw
+                queries.append(super().query(history, steps))
+        finally:
+            self.encoder.draw = before
+        return torch.stack(queries).mean(dim=0)
+
+    def start_post_training(self) -> None:
+        """Keep a frozen copy to measure the distance from, and take the dropout of the second phase."""
+        reference = copy.deepcopy(self).eval().requires_grad_(False)
+        if self.config.post_objective == "released":
+            reference.encoder.draw = None  # an initial state of its own
+        self._reference = [reference]
+        set_dropout(self, self.config.post_dropout)
+
+    def end_post_training(self) -> None:
+        """Let the copy go."""
+        self._reference = []
+        set_dropout(self, self.config.dropout)
+
+    def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
+        if not self._reference:
+            return super().forward(history, target, num_targets)
+        (reference,) = self._reference
+        count = (target > 0).sum()
+        rows = (target > 0).any(dim=1)
+        history, target = history[rows], target[rows]
+        position = draw_position(target)
+        wanted = target.gather(1, position[:, None])[:, 0] - 1
+        history = history * (torch.arange(history.shape[1], device=history.device) <= position[:, None])
+        if self.config.post_objective == "thought":
+            loss = thought_loss(self, reference, history, wanted, max(self.training_steps(), 1))
+        else:
+            loss = released_loss(self, reference, history, wanted)
+        return RecommenderOutput(loss=loss * count / (count if num_targets is None else num_targets))

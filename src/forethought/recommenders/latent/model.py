@@ -1,0 +1,242 @@
+"""What every model that reasons in latent space does: think, read out, learn from the steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from forethought.data.dataset import Dataset
+from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
+from forethought.nn.reasoning import Change, unroll
+from forethought.nn.softmax import softmax_cross_entropy
+from forethought.nn.thought import StepKind, Thought
+from forethought.recommenders.base import Recommender, RecommenderOutput
+from forethought.recommenders.latent.config import LatentConfig
+from forethought.recommenders.latent.losses import info_nce, step_divergence
+from forethought.recommenders.latent.same_target import SameTarget
+
+
+class LatentReasoner(Recommender):
+    """States ``r_0`` (the history is read) to ``r_K``; an inner product of their readout with the items ranks.
+
+    The cross-entropy learns from every position with a target. Divergence, contrast and alignments learn from one
+    prefix a row, drawn uniformly: their cost grows with the number of thoughts squared, or with the catalogue.
+
+    Attributes:
+        steps: taken for an answer; ``config.steps`` until it is set to another number.
+        change: made to what each step goes on from, to learn what the thought is worth; None leaves it alone.
+    """
+
+    config_class = LatentConfig
+    inner_product = True
+    kind: StepKind
+    one_prefix = False  # whether the encoder reads one prefix a row at a time
+
+    def __init__(self, config: LatentConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.encoder = self.make_encoder(config)
+        gated = config.readout in ("gate", "dual")
+        self.readout_gate = nn.Linear(config.hidden_size, config.hidden_size, bias=False) if gated else None
+        self.steps = config.steps
+        self.change: Change | None = None
+        self._same_target: SameTarget | None = None
+        self.post_init()
+
+    def make_encoder(self, config: Any) -> CausalEncoder:
+        """The encoder, which has the calls of :class:`forethought.nn.reasoning.Backbone`."""
+        raise NotImplementedError(f"{type(self).__name__} has to define make_encoder.")
+
+    def observe(self, dataset: Dataset) -> None:
+        if self.config.trajectory_weight and self.config.view == "same_target":
+            self._same_target = SameTarget(dataset, self.config.max_length)
+
+    # -- thoughts and what is read of them
+
+    def states(self, history: Tensor, position: Tensor | None, steps: int) -> Tensor:
+        """r_0 … r_steps of P thoughts a row; float ``[B, P, steps + 1, d]``.
+
+        Args:
+            history: int64 ``[B, L]``, padded on the right with 0.
+            position: int64 ``[B, P]``, where each thought's history ends; None is a thought a position.
+            steps: how many.
+        """
+        return unroll(self.encoder, self.embedding(history), position, steps, self.change)  # type: ignore[arg-type]
+
+    def _alone(self, history: Tensor, position: Tensor, steps: int) -> Tensor:
+        """The states of one thought a row at ``position``, int64 ``[B]``; float ``[B, steps + 1, d]``."""
+        if steps == 0:  # the plain encoder, bit for bit
+            plain: Tensor = self.encoder(self.embedding(history), position)
+            return plain[:, None]
+        return self.states(history, position[:, None], steps)[:, 0]
+
+    def read_out(self, states: Tensor) -> Tensor:
+        """What is ranked by; float ``[..., T, d]`` → float ``[..., d]``."""
+        if self.config.readout == "last" or states.shape[-2] == 1:
+            return states[..., -1, :]
+        if self.config.readout == "mean":
+            return states.mean(dim=-2)
+        assert self.readout_gate is not None
+        first, dual = states[..., 0, :], self.config.readout == "dual"
+        mixed = states[..., 1:, :] if dual else states
+        weights = (mixed @ self.readout_gate(first)[..., None] * first.shape[-1] ** -0.5).softmax(dim=-2)
+        read: Tensor = (weights * mixed).sum(dim=-2)
+        return read if not dual or self.training else first + read
+
+    def _compared(self, states: Tensor) -> Tensor:
+        """The states' side of the inner product."""
+        if self.config.similarity == "cosine":
+            states = F.normalize(states, dim=-1)
+        compared: Tensor = states / self.config.temperature
+        return compared
+
+    def item_vectors(self) -> Tensor:
+        vectors = self.embedding.weight[1:]
+        return F.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The scores of the items by states as they are, without a readout; float ``[..., d]`` → ``[..., N]``."""
+        return self._compared(states) @ self.item_vectors().T
+
+    def query(self, history: Tensor, steps: int | None = None) -> Tensor:
+        """As :meth:`Recommender.query`, after ``steps`` steps."""
+        states = self._alone(history, newest_position(history), self.steps if steps is None else steps)
+        return self._compared(self.read_out(states))
+
+    def think(self, history: Tensor, steps: int | None = None) -> Thought:
+        """The states after 0, 1, … steps, and what a thought that ends there would recommend.
+
+        ``steps`` is ``self.steps`` by default; more than were trained are allowed.
+        """
+        states = self._alone(history, newest_position(history), self.steps if steps is None else steps)
+        answers = [
+            self._compared(self.read_out(states[:, : step + 1])) @ self.item_vectors().T
+            for step in range(states.shape[1])
+        ]
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return Thought(states, mask, self.kind, torch.stack(answers, dim=1))
+
+    # -- what is learned
+
+    def training_steps(self) -> int:
+        """How many steps the next batch takes."""
+        return int(self.config.steps)
+
+    def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
+        count = (target > 0).sum()
+        if self.one_prefix:
+            rows = (target > 0).any(dim=1)
+            history, target = history[rows], target[rows]
+            target = target * F.one_hot(draw_position(target), target.shape[1])
+        supervised, steps = target > 0, self.training_steps()
+        wanted = target[supervised] - 1
+        alone = bool((supervised.sum(dim=1) == 1).all())
+        if steps == 0:
+            states = supervised_states(self.encoder, self.embedding(history), target)[:, None]
+        elif alone:
+            states = self._alone(history, supervised.int().argmax(dim=1), steps)
+        else:
+            states = self.states(history, None, steps)[supervised]
+        loss = self._cross_entropy(states, wanted)
+        rows = supervised.any(dim=1)
+        if self._regularised() and bool(rows.any()):
+            history, target, supervised = history[rows], target[rows], supervised[rows]
+            if alone:
+                position = supervised.int().argmax(dim=1)
+            else:
+                position = draw_position(target)
+                index = supervised.flatten().cumsum(0).view_as(supervised) - 1  # of each target among ``states``
+                states = states[index.gather(1, position[:, None])[:, 0]]
+            chosen = target.gather(1, position[:, None])[:, 0]
+            loss = loss + len(wanted) * self._regularisers(states, history, position, chosen)
+        loss = loss * (count / len(wanted))  # of a prefix a row, drawn for all of the row's
+        return RecommenderOutput(loss=loss / (count if num_targets is None else num_targets))
+
+    def _cross_entropy(self, states: Tensor, wanted: Tensor) -> Tensor:
+        """Summed over the targets: of the readout, and of the states that predict by themselves."""
+        config, vectors, last = self.config, self.item_vectors(), states.shape[1] - 1
+        loss = softmax_cross_entropy(self._compared(self.read_out(states)), vectors, wanted)
+        supervised = {"none": [], "final": [last], "every": list(range(last + 1))}[config.supervision]
+        if config.readout == "last":
+            supervised = [step for step in supervised if step != last]
+        if not supervised or not config.step_weight:
+            return loss
+        hot = torch.tensor([config.cooling ** (last - step) for step in supervised], device=states.device)
+        hidden = self._compared(states[:, supervised]) / hot.to(states.dtype)[:, None]
+        each = softmax_cross_entropy(hidden.flatten(0, 1), vectors, wanted.repeat_interleave(len(supervised)))
+        weight: float = config.step_weight / (len(supervised) if config.step_reduction == "mean" else 1)
+        return loss + weight * each
+
+    def _regularised(self) -> bool:
+        config = self.config
+        return bool(
+            config.kl_weight or config.contrast_weight or config.trajectory_weight or config.step_alignment_weight
+        )
+
+    def _regularisers(self, states: Tensor, history: Tensor, position: Tensor, target: Tensor) -> Tensor:
+        """Their weighted sum, a mean over rows.
+
+        Args:
+            states: float ``[B, T, d]``, the thought of each row at ``position``.
+            history: int64 ``[B, L]``.
+            position: int64 ``[B]``.
+            target: int64 ``[B]``.
+        """
+        config, loss = self.config, states.new_zeros(())
+        if config.kl_weight and states.shape[1] > 1:
+            loss = loss - config.kl_weight * step_divergence(self.logits(states), config.kl_form)
+        if config.contrast_weight and states.shape[1] > 1:
+            loss = loss + config.contrast_weight * self._contrast(states, history, position, target)
+        if config.trajectory_weight or config.step_alignment_weight:
+            loss = loss + self._alignment(history, position, target)
+        return loss
+
+    def _contrast(self, states: Tensor, history: Tensor, position: Tensor, target: Tensor) -> Tensor:
+        """Each noised state against the clean ones of the batch (PRL).
+
+        The noised chain is a second reading of the history, under its own dropout mask, whose every step goes on from
+        the clean state plus noise.
+        """
+        state: Any = self.encoder.encode(self.embedding(history), position[:, None])  # type: ignore[operator]
+        loss, same = states.new_zeros(()), target if self.config.mask_false_negatives else None
+        for step in range(1, states.shape[1]):
+            noise = self.config.noise_std * torch.randn_like(states[:, :1])
+            before = states[:, step - 1, None] + noise
+            state = self.encoder.step(self.encoder.change(state, lambda _, fed=before: fed))  # type: ignore[operator]
+            query = self._compared(state.latest[:, 0])
+            loss = loss + info_nce(query, self._key(states[:, step]), same)
+        return loss if self.config.step_reduction == "sum" else loss / (states.shape[1] - 1)
+
+    def _key(self, states: Tensor) -> Tensor:
+        return F.normalize(states, dim=-1) if self.config.similarity == "cosine" else states
+
+    def _alignment(self, history: Tensor, position: Tensor, target: Tensor) -> Tensor:
+        """Trajectory-level and step-level alignment, both ways (LARES, SPT); both thoughts have one depth."""
+        config, depth, loss = self.config, self.training_steps(), torch.zeros((), device=history.device)
+        same = target if config.mask_false_negatives else None
+        history = history * (torch.arange(history.shape[1], device=history.device) <= position[:, None])
+        states = self._alone(history, position, depth)
+        thought = self.read_out(states)
+        if config.trajectory_weight:
+            view = history if self._same_target is None else self._same_target.draw(history, target)
+            other = self.read_out(self._alone(view, newest_position(view), depth))
+            loss = loss + config.trajectory_weight * self._both_ways(thought, other, same)
+        if config.step_alignment_weight and depth > 1:
+            earlier = states[:, int(torch.randint(1, depth, ()))]  # never the last, which would meet itself
+            loss = loss + config.step_alignment_weight * self._both_ways(states[:, -1], earlier, same)
+        return loss
+
+    def _both_ways(self, one: Tensor, other: Tensor, same: Tensor | None) -> Tensor:
+        forth = info_nce(self._compared(one), self._key(other), same)
+        return (forth + info_nce(self._compared(other), self._key(one), same)) / 2
+
+
+def draw_position(target: Tensor) -> Tensor:
+    """A position of each row that has a target, drawn uniformly; int64 ``[B, L]`` → int64 ``[B]``."""
+    weights = (target > 0).float()
+    weights[:, 0] += ~weights.any(dim=1)  # a row without a target gets the first, where there is none
+    return torch.multinomial(weights, 1)[:, 0]

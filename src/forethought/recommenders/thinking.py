@@ -1,0 +1,178 @@
+"""What a recommender's thoughts are worth: its answers after every step, and with the thoughts taken from it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from forethought.atomic import atomic_file
+from forethought.data.arguments import check_whole
+from forethought.errors import ArtefactError, DataError
+from forethought.evaluation.evaluator import evaluate
+from forethought.recommenders.base import best_items, newest
+from forethought.recommenders.latent.model import LatentReasoner
+from forethought.recommenders.run import Run
+
+METRICS = ("ndcg@10", "hr@10", "mrr@10")
+Split = Literal["valid", "test"]
+Told = Callable[[str, int], None]
+
+
+def zero(fed: Tensor, generator: torch.Generator) -> Tensor:
+    """Nothing is thought."""
+    return torch.zeros_like(fed)
+
+
+def shuffled(fed: Tensor, generator: torch.Generator) -> Tensor:
+    """Every user goes on from the thought of another of the batch, drawn anew each time; one alone keeps its own."""
+    order = torch.randperm(len(fed), generator=generator).to(fed.device)
+    return torch.empty_like(fed).index_copy_(0, order, fed[order.roll(1)])
+
+
+def random(fed: Tensor, generator: torch.Generator) -> Tensor:
+    """A thought of no meaning, as long as the real one at every position."""
+    noise = torch.randn(fed.shape, generator=generator).to(fed)
+    scaled: Tensor = noise * (fed.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+    return scaled
+
+
+INTERVENTIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "zero": zero, "shuffled": shuffled, "random": random,
+}  # fmt: skip
+
+
+def reasoner(run: Run) -> LatentReasoner:
+    """The model of a run, which has to be one that takes as many steps as it is told.
+
+    Raises:
+        ArtefactError: it is another.
+    """
+    if not isinstance(run.model, LatentReasoner):
+        raise ArtefactError(
+            f"{run.path} holds a {run.kind}, whose steps cannot be chosen; name a run of a rearec or a lares."
+        )
+    return run.model
+
+
+@contextlib.contextmanager
+def thinking(model: LatentReasoner, steps: int | None = None, change: Any = None) -> Iterator[None]:
+    """Inside, the model takes so many steps, and ``change`` is made to what each of them goes on from."""
+    before = model.steps, model.change
+    model.steps, model.change = (model.steps if steps is None else steps), change
+    try:
+        yield
+    finally:
+        model.steps, model.change = before
+
+
+def by_steps(
+    run: Run, steps: Sequence[int], split: Split = "test", *, progress: Told | None = None
+) -> list[dict[str, Any]]:
+    """Quality and time at each number of steps.
+
+    Returns:
+        Rows of ``steps``, :data:`METRICS` with seen items removed, and ``milliseconds`` a case, ranking included.
+
+    Raises:
+        ArtefactError: the model takes no number of steps.
+        DataError: one of ``steps`` is no whole number.
+    """
+    model = reasoner(run)
+    for each in steps:
+        check_whole("steps", each)
+    rows = []
+    for each in steps:
+        with thinking(model, each):
+            rows.append({"steps": each, **_measure(run, split, f"{each} steps", progress)})
+    return rows
+
+
+def by_intervention(
+    run: Run, split: Split = "test", *, seed: int = 0, progress: Told | None = None
+) -> list[dict[str, Any]]:
+    """Quality with the thoughts as they are, and with each of :data:`INTERVENTIONS` made to what every step reads.
+
+    A thought that nothing is lost by is decoration.
+
+    Returns:
+        Rows of ``thoughts``, :data:`METRICS` with seen items removed, and ``milliseconds``.
+
+    Raises:
+        ArtefactError: the model takes no steps.
+    """
+    model = reasoner(run)
+    if not model.steps:
+        raise ArtefactError(f"{run.path} was trained with 0 steps; there is no thought to take from it.")
+    rows = [{"thoughts": "its own", **_measure(run, split, "its own", progress)}]
+    for name, change in INTERVENTIONS.items():
+        generator = torch.Generator().manual_seed(seed)
+        with thinking(model, change=lambda fed, by=change, draws=generator: by(fed, draws)):
+            rows.append({"thoughts": name, **_measure(run, split, name, progress)})
+    return rows
+
+
+def _measure(run: Run, split: Split, name: str, progress: Told | None) -> dict[str, Any]:
+    tell = None if progress is None else lambda done: progress(name, done)
+    found = evaluate(run.model, run.dataset, split, bootstrap=0, slices=False, progress=tell)
+    metrics = {metric: found.metrics["seen_removed"][metric] for metric in METRICS}
+    return {**metrics, "milliseconds": 1e3 * found.seconds / found.cases}
+
+
+def save(run: Run, split: Split, found: dict[str, list[dict[str, Any]]], command: str) -> Path:
+    """Write ``evaluation/SPLIT-thoughts.json``."""
+    content = {"command": command, "model": run.kind, "data": run.dataset.fingerprint, "split": split, **found}
+    path = run.path / "evaluation" / f"{split}-thoughts.json"
+    with atomic_file(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+class Step(NamedTuple):
+    """One step of a thought: how many were taken, its best ``titles`` and their ``scores``, and ``moved``, the
+    divergence KL(before ‖ now) of its answer from the last in nats; None after the reading."""
+
+    step: int
+    titles: list[str]
+    scores: list[float]
+    moved: float | None
+
+
+@torch.no_grad()
+def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exclude_seen: bool = True) -> list[Step]:
+    """What a model would recommend after every step of its thought about one history.
+
+    Args:
+        run: its model gives thoughts with answers.
+        history: int64 ``[L]``, items 1..N, oldest first.
+        k: how many items.
+        steps: by default the model's.
+        exclude_seen: leave out items of the history.
+
+    Raises:
+        DataError: the history is empty, or a number is none that fits.
+    """
+    if not len(history):
+        raise DataError("The history is empty; give at least one item.")
+    check_whole("k", k, least=1)
+    if steps is not None:
+        check_whole("steps", steps)
+    rows = history[None].to(run.model.device)
+    thought = run.model.think(newest(rows, run.model.config.max_length), steps)
+    assert thought.answers is not None
+    found: list[Step] = []
+    before: Tensor | None = None
+    for step, scores in enumerate(thought.answers[0]):
+        best = best_items(scores[None].clone(), rows, k, exclude_seen)
+        kept = best.scores[0] > float("-inf")
+        now = scores.double().log_softmax(dim=0)
+        moved = None if before is None else float((before.exp() * (before - now)).sum())
+        titles = [run.catalog.title(item) for item in best.items[0][kept].tolist()]
+        found.append(Step(step, titles, best.scores[0][kept].tolist(), moved))
+        before = now
+    return found

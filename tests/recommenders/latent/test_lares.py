@@ -1,0 +1,282 @@
+"""LARES' two phases against their losses written out; what the release gets wrong is not wrong here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from forethought.data.dataset import Dataset
+from forethought.errors import RecipeError
+from forethought.nn.encoder import newest_position
+from forethought.recommenders.latent import post_training
+from forethought.recommenders.latent.lares import LARES, LARESConfig
+from forethought.recommenders.latent.post_training import advantages, divergence, hits, roll_out
+from forethought.recommenders.run import Run, train
+
+from ...planted import ring
+
+N = 8
+SIZES: dict[str, Any] = {"num_items": N, "max_length": 6, "hidden_size": 8, "num_heads": 2}
+HISTORY = torch.tensor([[3, 1, 2, 0, 0], [7, 7, 2, 4, 0], [5, 0, 0, 0, 0], [8, 4, 2, 1, 6]])
+ONE = torch.tensor([[0, 0, 3, 0, 0], [0, 0, 0, 5, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 3]])
+TARGET = torch.tensor([2, 4, 0, 2])  # of ONE, from 0
+
+
+def model(**settings: Any) -> LARES:
+    torch.manual_seed(0)
+    made = LARES(LARESConfig(**SIZES, depth="constant", **settings)).eval()
+    with torch.no_grad():
+        made.embedding.weight[1:].normal_(std=0.6)
+    return made
+
+
+def states(lares: LARES, history: Tensor = HISTORY, depth: int = 4) -> Tensor:
+    return lares.states(history, newest_position(history)[:, None], depth)[:, 0].detach()
+
+
+def both_ways(one: Tensor, other: Tensor, masked: bool) -> float:
+    """In-batch contrast both ways; rows 0 and 3 have one target."""
+    total = 0.0
+    for a, b in ((one, other), (other, one)):
+        logits = a @ b.T
+        if masked:
+            logits[0, 3] = logits[3, 0] = -math.inf
+        total += float(F.cross_entropy(logits, torch.arange(4))) / 2
+    return total
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_alignments_as_they_are_written(masked: bool, tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"trajectory_weight": 0.3, "step_alignment_weight": 0.7, "mask_false_negatives": masked}
+    lares, plain = model(**weights), model()
+    lares.observe(tiny)
+    other = torch.tensor([[1, 2, 0], [2, 3, 4], [2, 0, 0], [5, 1, 2]])
+    monkeypatch.setattr(lares._same_target, "draw", lambda history, target: other)
+    monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.tensor(high - 1))  # the last that may be drawn
+    own, view = states(lares), states(lares, other)
+    expected = float(plain(HISTORY, ONE).loss.detach())
+    expected += 0.3 * both_ways(own[:, -1], view[:, -1], masked)
+    expected += 0.7 * both_ways(own[:, -1], own[:, -2], masked)  # the release may take the last state, against itself
+    assert float(lares(HISTORY, ONE).loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_both_views_of_an_alignment_have_one_depth(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port lets the second view draw a depth of its own."""
+    lares = model(trajectory_weight=1.0)
+    lares.observe(tiny)
+    depths = iter([3, 2, 5])  # of the main pass, of both views, and one that nobody is to draw
+    monkeypatch.setattr(lares, "training_steps", lambda: next(depths))
+    taken: list[int] = []
+    monkeypatch.setattr(lares, "states", lambda *given: (taken.append(given[2]), LARES.states(lares, *given))[1])
+    lares(HISTORY, ONE)
+    assert taken == [3, 2, 2]
+
+
+@pytest.mark.parametrize("start", ["history", "zero", "normal", "normal_zero"])
+def test_answers_are_the_same_every_time(start: Any) -> None:
+    """The release draws the initial state anew for every answer."""
+    lares = model(start=start, adapter="add")
+    assert torch.equal(lares.score(HISTORY), lares.score(HISTORY))
+    alone = torch.cat([lares.score(row[None, : int((row > 0).sum())]) for row in HISTORY])
+    torch.testing.assert_close(lares.score(HISTORY), alone)
+    lares.config.test_draws = 0
+    assert torch.equal(lares.score(HISTORY), lares.score(HISTORY)) == (start != "normal")
+
+
+def test_answers_are_averaged_over_initial_states() -> None:
+    lares, queries = model(start="normal", adapter="add", test_draws=3), []
+    for draw in range(3):
+        lares.encoder.draw = draw
+        queries.append(states(lares)[:, -1])
+    lares.encoder.draw = 0
+    assert not torch.allclose(queries[0], queries[1])
+    torch.testing.assert_close(lares.query(HISTORY), torch.stack(queries).mean(dim=0))
+
+
+def test_a_thought_goes_as_deep_as_it_is_asked_to() -> None:
+    lares = model()
+    thought = lares.think(HISTORY, 9)
+    assert (thought.kind, thought.states.shape) == ("recur", (4, 10, 8))
+    for step in (0, 4, 9):
+        torch.testing.assert_close(thought.answers[:, step], lares.query(HISTORY, step) @ lares.item_vectors().T)
+
+
+# -- the second phase
+
+
+def test_advantages_of_a_group() -> None:
+    reward = torch.randn(5, 7, dtype=torch.float64)
+    found = advantages(reward)
+    torch.testing.assert_close(found.sum(dim=0), torch.zeros(7, dtype=torch.float64))
+    expected = (reward - reward.mean(0)) / (reward.std(0, unbiased=True) + 1e-4)
+    torch.testing.assert_close(found, expected)
+    assert float(advantages(torch.full((4, 3), 0.7)).abs().max()) < 1e-3
+
+
+def test_divergence_and_hits() -> None:
+    log_p = torch.tensor([-1.0, -2.0])
+    assert divergence(log_p, log_p).tolist() == [0, 0]
+    assert bool((divergence(log_p, log_p.flip(0)) > 0).all())
+    logits = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
+    assert hits(logits, torch.tensor([2, 2]), 2).tolist() == [True, False]
+
+
+def grads(lares: LARES, seed: int = 3) -> tuple[float, dict[str, Tensor]]:
+    lares.zero_grad()
+    torch.manual_seed(seed)
+    loss = lares(HISTORY, ONE).loss
+    loss.backward()
+    found = {name: own.grad.clone() for name, own in lares.named_parameters() if own.grad is not None}
+    return float(loss.detach()), found
+
+
+@pytest.mark.parametrize("start", ["history", "normal"])
+def test_the_reference_under_the_same_noise_is_no_distance_away(start: Any) -> None:
+    """In the release the two see different initial states, and the divergence measures those."""
+    lares = model(start=start, post_rollouts=4).train()
+    lares.start_post_training()
+    noise = [torch.randn(4, 4, 5, 8) for _ in range(3)]
+    lares.encoder.eval()
+    now, before = (roll_out(of, HISTORY, TARGET, noise, 0.1) for of in (lares, *lares._reference))
+    assert torch.equal(now.log_p, before.log_p)
+
+
+@pytest.mark.parametrize("objective", ["thought", "released"])
+def test_without_advantage_only_the_divergence_pulls(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post_training, "advantages", torch.zeros_like)
+    for beta in (0.0, 1.0):
+        lares = model(post_objective=objective, post_beta=beta, post_dropout=0.0).train()
+        lares.start_post_training()
+        assert max(float(grad.abs().max()) for grad in grads(lares)[1].values()) == pytest.approx(0, abs=1e-7)
+        with torch.no_grad():
+            lares.embedding.weight[1:] += 0.1 * torch.randn(N, 8)
+        largest = max(float(grad.abs().max()) for grad in grads(lares)[1].values())
+        assert (largest > 1e-4) == (beta > 0)
+
+
+def test_the_thoughts_gradient_is_that_of_its_probability() -> None:
+    """Σ z · f / σ and the log-density of the draws have one gradient, at every parameter of the core."""
+    lares = model(steps=3).double()
+    noise = [torch.randn(2, 4, 5, 8, dtype=torch.float64) for _ in range(3)]
+    names = [name for name, _ in lares.named_parameters() if "core." in name]
+    parameters = [dict(lares.named_parameters())[name] for name in names]
+    found = torch.autograd.grad(roll_out(lares, HISTORY, TARGET, noise, 0.3).score.sum(), parameters)
+
+    position, encoder = newest_position(HISTORY), lares.encoder
+    total = torch.zeros(2, dtype=torch.float64)
+    for row, length in enumerate((position + 1).tolist()):
+        for group in range(2):
+            tokens = encoder.encode(lares.embedding(HISTORY[row : row + 1, :length])).tokens
+            density = torch.zeros((), dtype=torch.float64)
+            for drawn in noise:
+                mean = encoder.core[0](tokens)
+                tokens = (mean + 0.3 * drawn[group, row, :length]).detach()
+                density = density - ((tokens - mean) ** 2).sum() / (2 * 0.3**2)
+            total = total + density / (3 * length * 8)
+    expected = torch.autograd.grad(total[0], parameters)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_better_thoughts_become_likelier() -> None:
+    lares = model(post_rollouts=16, post_noise=0.3, post_beta=0.0, post_candidates=0).train()
+    lares.start_post_training()
+    optimiser = torch.optim.Adam(lares.parameters(), 3e-3)
+
+    def reward() -> float:
+        return float(lares.logits(states(lares)[:, -1]).log_softmax(-1)[range(4), TARGET].mean().detach())
+
+    before = reward()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        optimiser.zero_grad()
+        lares(HISTORY, ONE).loss.backward()
+        optimiser.step()
+    assert reward() > before + 0.1
+
+
+def test_the_released_objective_as_it_is_written() -> None:
+    lares = model(post_objective="released", post_rollouts=3, post_k=3, post_beta=0.5, post_dropout=0.0,
+                  post_candidates=0, start="normal", adapter="add").train()  # fmt: skip
+    lares.start_post_training()
+    with torch.no_grad():
+        lares.embedding.weight[1:] += 0.3 * torch.randn(N, 8)
+    found = grads(lares)[0]
+    (reference,) = lares._reference
+    torch.manual_seed(3)
+    torch.multinomial((ONE > 0).float(), 1)
+    position, rewards, kls = newest_position(HISTORY)[:, None], [], []
+    for _ in range(3):
+        now, before = (of.states(HISTORY, position, 4)[:, 0, 1:] for of in (lares, reference))
+        log_p, ref = (
+            (seen @ of.embedding.weight[1:].T).log_softmax(-1)[range(4), :, TARGET].detach()
+            for of, seen in ((lares, now), (reference, before))
+        )
+        last = (now[:, -1] @ lares.embedding.weight[1:].T).detach()
+        rewards.append(torch.tensor([float(t in row.topk(3).indices) for t, row in zip(TARGET, last, strict=True)]))
+        kls.append(((ref - log_p).exp() - (ref - log_p) - 1).mean(dim=1))
+    reward = torch.stack(rewards)
+    better = (reward - reward.mean(0)) / (reward.std(0) + 1e-4)
+    assert found == pytest.approx(float((0.5 * torch.stack(kls) - better).mean()), abs=1e-5)
+
+
+def test_targets_the_reference_never_finds_are_left_out() -> None:
+    lares = model(post_candidates=3, post_beta=1.0).train()
+    lares.start_post_training()
+    with torch.no_grad():
+        lares.embedding.weight[1:] += 0.1 * torch.randn(N, 8)
+    loss = torch.arange(8.0).view(2, 4)
+    before = torch.zeros(2, 4, N)
+    before[:, :, :3] = 1.0  # three items above all others
+    target = torch.tensor([0, 5, 2, 6])
+    assert float(post_training._mean(loss, before, target, lares.config)) == pytest.approx((2 + 4) / 2)
+
+
+def test_the_second_phase_leaves_nothing_behind(tmp_path: Path) -> None:
+    lares = model(dropout=0.5)
+    names = set(lares.state_dict())
+    lares.start_post_training()
+    assert {part.p for part in lares.modules() if hasattr(part, "p")} == {0.1}
+    assert set(lares.state_dict()) == names
+    lares.end_post_training()
+    assert {part.p for part in lares.modules() if hasattr(part, "p")} == {0.5}
+
+
+RECIPE: dict[str, Any] = {
+    "name": "two-phases",
+    "model": {"type": "lares", "hidden_size": 8, "steps": 2, "trajectory_weight": 0.1, "step_alignment_weight": 0.1,
+              "post_rollouts": 2},
+    "training": {"epochs": 2, "batch_size": 64},
+    "post_training": {"epochs": 1, "batch_size": 64, "learning_rate": 1e-4},
+}  # fmt: skip
+
+
+def test_both_phases_are_one_recipe(tmp_path: Path) -> None:
+    data = ring(users=120, items=30).save(tmp_path / "data")
+    recipe = {**RECIPE, "data": {"path": str(data.path)}}
+    run = train(recipe, out=tmp_path / "run", device="cpu", quiet=True)
+    second = run.info["post_training"]
+    assert (second["steps"], second["metric"]) == (2, "ndcg@10")
+    assert second["kept"] == (second["after"] > second["before"])
+    again = Run.open(tmp_path / "run")
+    assert dataclasses.asdict(again.recipe.post_training)["learning_rate"] == 1e-4
+    torch.testing.assert_close(again.model.score(HISTORY), run.model.score(HISTORY))
+
+    record = json.loads((tmp_path / "run" / "run.json").read_text())  # as if it had been killed at the very end
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    resumed = train(recipe, out=tmp_path / "run", device="cpu", quiet=True, resume=True)
+    torch.testing.assert_close(resumed.model.score(HISTORY), run.model.score(HISTORY), atol=0, rtol=0)
+
+
+def test_a_model_of_one_phase_refuses_a_second(tmp_path: Path) -> None:
+    recipe = {"model": {"type": "sasrec"}, "data": {"path": "nowhere"}, "post_training": {"epochs": 1}}
+    with pytest.raises(RecipeError, match="a sasrec has no second phase; remove post_training"):
+        train(recipe, out=tmp_path / "run")

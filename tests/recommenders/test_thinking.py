@@ -1,0 +1,105 @@
+"""Depth chosen when a model answers, thoughts taken away, and both from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from forethought.cli import main
+from forethought.errors import ArtefactError, DataError
+from forethought.recommenders.run import Run, train
+from forethought.recommenders.thinking import INTERVENTIONS, answers, by_intervention, by_steps, reasoner, thinking
+
+from ..planted import ring
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    data = str(ring(users=120, items=30).save(folder / "data").path)
+    found = {}
+    for kind, settings in (("rearec", {"steps": 2}), ("lares", {"steps": 2}), ("sasrec", {})):
+        recipe: dict[str, Any] = {
+            "name": kind, "model": {"type": kind, "hidden_size": 8, **settings}, "data": {"path": data},
+            "training": {"max_steps": 20, "batch_size": 32, "learning_rate": 0.01},
+        }  # fmt: skip
+        found[kind] = train(recipe, out=folder / kind, device="cpu", quiet=True)
+    return found
+
+
+def test_interventions_do_what_they_say() -> None:
+    fed, draws = torch.randn(5, 2, 3), torch.Generator().manual_seed(0)
+    zero, shuffled, random = (change(fed, draws) for change in INTERVENTIONS.values())
+    assert not bool(zero.any())
+    owners = [next(row for row in range(5) if torch.equal(fed[row], given)) for given in shuffled]
+    assert sorted(owners) == list(range(5))
+    assert all(owner != row for row, owner in enumerate(owners))
+    torch.testing.assert_close(random.norm(dim=-1), fed.norm(dim=-1))
+    assert float((random - fed).abs().min()) > 0
+
+
+@pytest.mark.parametrize("kind", ["rearec", "lares"])
+def test_quality_at_every_depth_and_without_thoughts(runs: dict[str, Run], kind: str) -> None:
+    run = runs[kind]
+    rows = by_steps(run, [0, 2, 4])
+    assert [row["steps"] for row in rows] == [0, 2, 4]
+    usual = run.evaluate("test", bootstrap=0).metrics["seen_removed"]["ndcg@10"]
+    assert rows[1]["ndcg@10"] == pytest.approx(usual)
+    found = by_intervention(run)
+    assert [row["thoughts"] for row in found] == ["its own", "zero", "shuffled", "random"]
+    assert found[0]["ndcg@10"] == pytest.approx(usual)
+    assert found[2]["ndcg@10"] != pytest.approx(usual)
+    again = by_intervention(run)
+    assert [row["ndcg@10"] for row in again] == [row["ndcg@10"] for row in found]
+    assert (run.model.steps, run.model.change) == (2, None)
+
+
+def test_a_model_without_steps_is_refused(runs: dict[str, Run]) -> None:
+    with pytest.raises(ArtefactError, match="holds a sasrec, whose steps cannot be chosen"):
+        reasoner(runs["sasrec"])
+    with pytest.raises(ArtefactError, match="holds a sasrec"):
+        runs["sasrec"].recommend_user("u1", steps=2)
+    with pytest.raises(DataError, match="steps is -1"):
+        runs["lares"].recommend_user("u1", steps=-1)
+
+
+@pytest.mark.parametrize("kind", ["rearec", "lares", "sasrec"])
+def test_the_last_answer_is_the_recommendation(runs: dict[str, Run], kind: str) -> None:
+    run = runs[kind]
+    steps = answers(run, run.history_of("u1"), k=4)
+    best = run.recommend_user("u1", k=4)
+    assert steps[-1].titles == [item.title for item in best]
+    assert steps[-1].scores == pytest.approx([item.score for item in best], abs=1e-5)
+    assert steps[0].moved is None
+    assert all(step.moved >= 0 for step in steps[1:])
+    if kind != "sasrec":
+        assert [item.title for item in run.recommend_user("u1", k=4, steps=1)] == steps[1].titles
+        with thinking(reasoner(run), 5):
+            assert len(run.model.think(torch.tensor([[1, 2]])).states[0]) == 6
+
+
+def test_from_the_command_line(runs: dict[str, Run], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run, out = runs["lares"], tmp_path / "all.json"
+    words = ["evaluate", str(run.path), "--steps", "0,3", "--interventions", "--quiet", "--json", str(out)]
+    assert main([*words, "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert "shuffled" in told
+    kept = json.loads((run.path / "evaluation" / "test-thoughts.json").read_text())
+    assert [row["steps"] for row in kept["steps"]] == [0, 3]
+    assert json.loads(out.read_text())["interventions"] == kept["interventions"]
+    assert main(["think", str(run.path), "--user", "u1", "-k", "3", "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)
+    assert [step["step"] for step in steps] == [0, 1, 2]
+    assert main(["think", str(run.path), "--history", "i3, i4", "--steps", "1"]) == 0
+    assert "Film" in capsys.readouterr().out
+    assert main(["recommend", str(run.path), "--user", "u1", "--steps", "1", "--json"]) == 0
+    assert [item["title"] for item in json.loads(capsys.readouterr().out)][:3] == steps[1]["titles"]
+    assert main(["evaluate", str(runs["sasrec"].path), "--interventions"]) == 2
+    assert "whose steps cannot be chosen" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run.path), "--steps", "one"])
+    assert "no list of whole numbers" in capsys.readouterr().err
