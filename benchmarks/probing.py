@@ -42,7 +42,9 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "forethought", "probe", str(run)], check=True)
         found = json.loads((run / "probe" / "probe.json").read_text())
         record = json.loads((run / "run.json").read_text())
-        command = " ".join(record["command"]).replace(str(run.parent), "RUNS").replace(f"{REPOSITORY}/", "")
+        words = record["command"]
+        words = ["RUN" if before == "--out" else word for before, word in zip(["", *words], words, strict=False)]
+        command = " ".join(words).replace(f"{REPOSITORY}/", "")
         sections.append(f"## {run.name}\n\nTrained by `{command}`.")
         sections += table(found["settling"])
         if found["popularity"]:
