@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,16 @@ class _Plan:
     scale: Tensor
     touched: Tensor
     past: int
-    idle: bool
+
+    @cached_property
+    def idle(self) -> bool:
+        """Whether nothing is touched."""
+        return not bool(self.touched.any())
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether everything is."""
+        return bool(self.touched.all())
 
 
 class Applied:
@@ -50,6 +59,7 @@ class Applied:
         self._delimiters = delimiters if steering.needs_phase else None
         self._vectors = {site: vector for site, vector in steering.vectors.items() if bool(vector.any())}
         self._marks: dict[Site, Tensor] = {}  # bool [B, T], which positions of the newest texts were touched
+        self._marked: tuple[_Plan, Tensor | None, Tensor] | None = None  # sites under one plan share one tensor
         self._earlier: dict[Site, int | Tensor] = dict.fromkeys(self._vectors, 0)  # how many in the texts before
         self._planner: nn.Module | None = None  # whose forward pass is running
         self._plan: _Plan | None = None
@@ -186,16 +196,25 @@ class Applied:
             return None
         if vector.device != stream.device:  # moved once, not at every token
             vector = self._vectors[site] = vector.to(stream.device)
-        touched, scale = plan.touched.to(stream.device)[..., None], plan.scale.to(stream)[..., None]
-        # one product and one sum; a zero scale would still turn -0 into 0, so what is not touched is kept as it is
-        return torch.where(touched, torch.addcmul(stream, scale, vector.to(stream)), stream)
+        steered = torch.addcmul(stream, plan.scale.to(stream)[..., None], vector.to(stream))
+        if plan.whole:
+            return steered
+        # a zero scale would still turn -0 into 0, so what is not touched is kept as it is
+        return torch.where(plan.touched.to(stream.device)[..., None], steered, stream)
 
     def _mark(self, site: Site, plan: _Plan) -> None:
+        known = self._marks.get(site)
+        if self._marked is None or self._marked[0] is not plan or self._marked[1] is not known:
+            self._marked = (plan, known, self._joined(known, plan))
+        self._marks[site] = self._marked[2]
+
+    def _joined(self, known: Tensor | None, plan: _Plan) -> Tensor:
+        """What was touched before a pass, and what is touched in it; bool ``[B, T]``."""
         touched = plan.touched.reshape(len(plan.touched), -1)
-        before = self._marks.get(site, touched[:, :0])[:, : plan.past]
+        before = touched[:, :0] if known is None else known[:, : plan.past]
         if len(before) != len(touched):
             before = touched[:, :0]
-        self._marks[site] = torch.cat([F.pad(before, (0, plan.past - before.shape[1])), touched], dim=1)
+        return torch.cat([F.pad(before, (0, plan.past - before.shape[1])), touched], dim=1)
 
     # ------------------------------------------------------------------------------------------------ plans
 
@@ -209,7 +228,7 @@ class Applied:
         self._retire(site)
         strength = expanded(self.steering.strength, len(stream)).to(stream.device)
         scale = strength.reshape(-1, *[1] * (stream.ndim - 2)).expand(stream.shape[:-1])
-        return _Plan(scale, scale != 0, 0, not bool(scale.any()))
+        return _Plan(scale, scale != 0, 0)
 
     def _planned(self, new: Tensor, mask: Any, past: int) -> _Plan:
         """Put the text together from the ids of a pass, int64 ``[B, n]``, and tell what to add at each of them."""
@@ -245,7 +264,7 @@ class Applied:
         if entropy is not None and bool((entropy.isnan() & at.real & (at.generated > 0)).any()):
             raise ArtefactError("The entropy schedule follows generation token by token; it cannot weigh a given text.")
         scale = steering.scale(at, copies)[:, past:]
-        return _Plan(scale, scale != 0, past, not bool(scale.any()))
+        return _Plan(scale, scale != 0, past)
 
     def _whole_mask(self, ids: Tensor, given: Any, announced: Any, past: int) -> Tensor:
         """Which positions of the text are not padding; bool ``[B, T]``."""
