@@ -18,6 +18,7 @@ from typing import Any
 
 from forethought.atomic import atomic_file
 from forethought.evaluation.leaderboard import made
+from forethought.training.record import read_record, told_command
 from report import REPOSITORY
 
 INTRODUCTION = """# Probes on recommenders
@@ -41,10 +42,7 @@ def main() -> None:
     for run in options.runs:
         subprocess.run([sys.executable, "-m", "forethought", "probe", str(run)], check=True)
         found = json.loads((run / "probe" / "probe.json").read_text())
-        record = json.loads((run / "run.json").read_text())
-        words = record["command"]
-        words = ["RUN" if before == "--out" else word for before, word in zip(["", *words], words, strict=False)]
-        command = " ".join(words).replace(f"{REPOSITORY}/", "")
+        command = told_command(read_record(run)).replace(f"{REPOSITORY}/", "")
         sections.append(f"## {run.name}\n\nTrained by `{command}`.")
         sections += table(found["settling"])
         if found["popularity"]:

@@ -91,6 +91,11 @@ def test_chains_stand_in_where_the_law_is_not_known(tiny: Dataset) -> None:
     assert not np.allclose(other.probabilities[0], growing.probabilities[0])
 
 
+def test_chains_and_a_number_of_steps_exclude_each_other(tiny: Dataset) -> None:
+    with pytest.raises(ArtefactError, match="whose steps cannot be chosen"):
+        grower(tiny).recommend_user("user 0", chains=5, steps=2)
+
+
 @pytest.mark.parametrize("bad", [{"chains": 0}, {"steps": -1}, {"guidance": ()}])
 def test_growing_without_chains_steps_or_guidance_is_refused(tiny: Dataset, bad: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="at least"):

@@ -226,7 +226,10 @@ def _device(model: Any) -> torch.device:
 def _products(bfloat16: bool) -> Iterator[None]:
     """Inside, float32 matrix products may round their factors to bfloat16; sums and results stay float32."""
     # torch's stubs do not know mkldnn.matmul
-    backends: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]  # type: ignore[attr-defined]  # torch does not tell mypy of mkldnn
+    backends: list[Any] = [
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]  # as said above
+        torch.backends.cuda.matmul,
+    ]
     before = [backend.fp32_precision for backend in backends]
     if bfloat16:
         for backend, precision in zip(backends, ["bf16", "tf32"], strict=True):

@@ -48,7 +48,7 @@ def import_npy(
     """
     path, identity = Path(path), _identity(model)
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)  # somebody else's file: numbers alone, no code
     except (OSError, ValueError, EOFError) as error:
         raise ArtefactError(f"{path} cannot be read as an npy array of numbers ({error}).") from error
     layers, wide = identity.blocks, identity.width
@@ -83,7 +83,7 @@ def export_npy(instrument: Instrument, path: str | os.PathLike[str]) -> None:
                 )
             array[site + 1] = vector.numpy()
     with atomic_file(path) as scratch, scratch.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+        np.save(file, array, allow_pickle=False)  # numbers, which anyone can read in the same way
 
 
 def import_gguf(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from forethought.training.record import (
     read_record,
     recording,
     run_folder,
+    told_command,
     write_record,
 )
 from forethought.training.trainer import Trainer
@@ -353,8 +353,6 @@ def model_card(recipe: Recipe, record: Mapping[str, Any], cells: list[dict[str, 
         rows.append(f"| {family} | {' | '.join(shown)} | {tokens:.0f} |")
     total, low = _mean(cells, "accuracy"), _mean([cell for cell in cells if cell["level"] <= 3], "accuracy")
     number, minutes = sum(cell["problems"] for cell in cells), record["seconds"] / 60
-    words: list[str] = record["command"]
-    command = ["RUN" if before == "--out" else word for before, word in zip(["", *words], words, strict=False)]
     planned = recipe.model.get("planned", True)
     checks = "that grows with them" if planned else "that has nothing to do with the question (the null reasoner)"
     return f"""\
@@ -372,7 +370,7 @@ on where nothing can be downloaded. It knows nothing else.
 - **Data**: {record["problems"]:,} problems made by `forethought.data.problems`, each with its necessary steps and
   a random number of redundant checks {checks}. One in ten asks to be brief and has no checks.
   Problems are split by a hash of the question; those below were never trained on.
-- **Command**: `{shlex.join(command)}`, {minutes:.0f} minutes on {record["machine"]} with \
+- **Command**: `{told_command(record)}`, {minutes:.0f} minutes on {record["machine"]} with \
 {record["threads"]} threads, seed {recipe.seed}.
 - **Accuracy** at temperature 0 over {number:,} held-out problems: {total:.3f}; over levels 1 to 3: {low:.3f}.
 

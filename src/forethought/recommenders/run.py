@@ -186,6 +186,11 @@ class Run:
         check_whole("chains", chains)
         check_whole("seed", seed)
         rows = history[None].to(self.model.device)
+        if steps is not None:  # before the chains, which no model with a choice of steps has
+            from forethought.recommenders.thinking import reasoner, thinking  # it reads runs
+
+            check_whole("steps", steps)
+            reasoner(self)
         if chains:
             if not hasattr(self.model, "chain_scores"):
                 raise ArtefactError(f"{self.path} holds a {self.kind}, which draws no chains; name a PreferGrow run.")
@@ -193,9 +198,6 @@ class Run:
             read = newest(rows, self.model.config.max_length)
             best = best_items(self.model.chain_scores(read, chains, generator=draws), rows, k, exclude_seen)
         elif steps is not None:
-            from forethought.recommenders.thinking import reasoner, thinking  # it reads runs
-
-            check_whole("steps", steps)
             with thinking(reasoner(self), steps):
                 best = self.model.recommend(rows, k, exclude_seen)
         else:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -118,6 +119,13 @@ def _machine(device: torch.device) -> str:
 def now() -> str:
     """The present moment, as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def told_command(record: Mapping[str, Any]) -> str:
+    """The command of a run as anyone would give it: ``RUN`` in place of the folder."""
+    words: list[str] = record["command"]
+    kept = ["RUN" if before == "--out" else word for before, word in zip(["", *words], words, strict=False)]
+    return shlex.join("--out=RUN" if word.startswith("--out=") else word for word in kept)
 
 
 def write_record(folder: Path, info: Mapping[str, Any]) -> None:
