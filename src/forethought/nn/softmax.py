@@ -1,4 +1,4 @@
-"""Cross-entropy over the whole catalogue without ever holding its gradient as ``[targets, items]``."""
+"""Cross-entropy over a sample of the catalogue, or all of it without holding a gradient of ``[targets, items]``."""
 
 from __future__ import annotations
 
@@ -78,3 +78,35 @@ def softmax_cross_entropy(hidden: Tensor, vectors: Tensor, target: Tensor, bias:
         # torch does not annotate Function.apply
         loss: Tensor = _SoftmaxCrossEntropy.apply(hidden, vectors, bias, target, dtype)  # type: ignore[no-untyped-call]
     return loss
+
+
+def sampled_cross_entropy(
+    hidden: Tensor, vectors: Tensor, target: Tensor, log_proposal: Tensor, negatives: int, logq: bool = True
+) -> Tensor:
+    """Summed cross-entropy of each target against negatives that are drawn once for the batch.
+
+    A negative that is a row's own target says nothing against it and is left out of that row.
+
+    Args:
+        hidden: float ``[M, d]``.
+        vectors: float ``[N, d]``.
+        target: int64 ``[M]``, values 0..N-1.
+        log_proposal: float ``[N]``, log-probability of drawing each item.
+        negatives: k, drawn with replacement.
+        logq: weigh each negative by 1 / (k q), so that their sum estimates the partition without the target.
+
+    Returns:
+        A scalar, differentiable in ``hidden`` and ``vectors``.
+    """
+    drawn = torch.multinomial(log_proposal.exp(), negatives, replacement=True)
+    positive, negative = sampled_scores(hidden, vectors, target, drawn)
+    if logq:
+        negative = negative - (log_proposal[drawn] + torch.tensor(float(negatives)).log())
+    return (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive).sum()
+
+
+def sampled_scores(hidden: Tensor, vectors: Tensor, target: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of the targets, float ``[M]``, and of the drawn items, float ``[M, k]``, -inf where one is the target."""
+    positive = torch.einsum("md,md->m", hidden, vectors[target].to(hidden.dtype)).float()
+    negative = (hidden @ vectors[drawn].to(hidden.dtype).T).float()
+    return positive, negative.masked_fill(target[:, None] == drawn, float("-inf"))

@@ -150,6 +150,12 @@ def best_items(scores: Tensor, history: Tensor, k: int, exclude_seen: bool) -> R
     return Recommendations(best.indices + 1, best.values)
 
 
+def log_proposal(dataset: Dataset, power: float) -> Tensor:
+    """Log-probability of drawing each item as a negative, ∝ count^power in training; float ``[N]``."""
+    counts = torch.from_numpy(dataset.item_counts()[1:]).float().clamp(min=1)
+    return counts.log().mul(power).log_softmax(0)
+
+
 def newest(history: Tensor, length: int) -> Tensor:
     """The newest ``length`` items of right-padded histories, right-padded again; ``[B, min(L, length)]``."""
     if history.shape[1] <= length:

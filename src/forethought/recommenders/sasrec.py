@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from forethought.data.dataset import Dataset
 from forethought.nn.encoder import CausalEncoder, Norm, newest_position, supervised_states
-from forethought.nn.softmax import softmax_cross_entropy
+from forethought.nn.softmax import sampled_cross_entropy, sampled_scores, softmax_cross_entropy
 from forethought.nn.thought import Thought
-from forethought.recommenders.base import Recommender, RecommenderConfig, RecommenderOutput
+from forethought.recommenders.base import Recommender, RecommenderConfig, RecommenderOutput, log_proposal
 
 
 @strict
@@ -71,36 +71,29 @@ class SASRec(Recommender):
             width, config.num_blocks, config.num_heads, config.inner_size or 4 * width, config.dropout,
             config.max_length, config.norm,
         )  # fmt: skip
-        # log-probability of drawing each item as a negative
         self.register_buffer("log_proposal", torch.zeros(config.num_items).log_softmax(0))
         self.post_init()
 
     def observe(self, dataset: Dataset) -> None:
-        counts = torch.from_numpy(dataset.item_counts()[1:]).float().clamp(min=1)
-        self.log_proposal.copy_(counts.log().mul(self.config.negative_power).log_softmax(0))
+        self.log_proposal.copy_(log_proposal(dataset, self.config.negative_power))
 
     def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
         hidden = self._compared(supervised_states(self.encoder, self.embedding(history), target))
         wanted = target[target > 0] - 1
-        if self.config.loss == "ce":
-            loss = softmax_cross_entropy(hidden, self.item_vectors(), wanted)
+        config, vectors = self.config, self.item_vectors()
+        if config.loss == "ce":
+            loss = softmax_cross_entropy(hidden, vectors, wanted)
+        elif config.loss == "sampled":
+            loss = sampled_cross_entropy(hidden, vectors, wanted, self.log_proposal, config.negatives, config.logq)
         else:
-            loss = self._sampled_loss(hidden, wanted)
+            loss = self._gbce(hidden, vectors, wanted)
         return RecommenderOutput(loss=loss / (len(wanted) if num_targets is None else num_targets))
 
-    def _sampled_loss(self, hidden: Tensor, wanted: Tensor) -> Tensor:
-        vectors, k = self.item_vectors(), self.config.negatives
-        negatives = torch.multinomial(self.log_proposal.exp(), k, replacement=True)
-        positive = torch.einsum("md,md->m", hidden, vectors[wanted].to(hidden.dtype)).float()
-        negative = (hidden @ vectors[negatives].to(hidden.dtype).T).float()
-        # a negative that is the target itself says nothing against it
-        negative = negative.masked_fill(wanted[:, None] == negatives, float("-inf"))
-        if self.config.loss == "sampled":
-            if self.config.logq:
-                # importance sampling: sum_j exp(s_j) / (k q_j) estimates the partition without the target
-                negative = negative - (self.log_proposal[negatives] + torch.tensor(float(k)).log())
-            return (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive).sum()
-        # gBCE, eq. 7 and 8: the positive's probability is raised to beta
+    def _gbce(self, hidden: Tensor, vectors: Tensor, wanted: Tensor) -> Tensor:
+        """Eq. 7 and 8 of Petrov & Macdonald: the positive's probability is raised to beta."""
+        k = self.config.negatives
+        drawn = torch.multinomial(self.log_proposal.exp(), k, replacement=True)
+        positive, negative = sampled_scores(hidden, vectors, wanted, drawn)
         rate = min(k / max(self.config.num_items - 1, 1), 1.0)  # more negatives than items are a share of one
         beta = rate * (self.config.calibration * (1 - 1 / rate) + 1 / rate)
         loss: Tensor = (F.softplus(negative).sum(dim=1) - beta * F.logsigmoid(positive)).sum()

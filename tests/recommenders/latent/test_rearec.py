@@ -46,15 +46,16 @@ def cross_entropy(rearec: ReaRec, states: Tensor, temperature: float = 1.0) -> f
 
 
 @pytest.mark.parametrize("norm", ["pre", "original", "post"])
+@pytest.mark.parametrize("loss", [{}, {"loss": "sampled", "negatives": 7}])
 @pytest.mark.parametrize(
     "settings", [{}, {"readout": "mean", "kl_weight": 0.05}, {"supervision": "every", "contrast_weight": 1.0}]
 )
-def test_without_steps_it_is_sasrec_bit_for_bit(norm: Any, settings: dict[str, Any]) -> None:
+def test_without_steps_it_is_sasrec_bit_for_bit(norm: Any, settings: dict[str, Any], loss: dict[str, Any]) -> None:
     """The release has no base model, and crashes or gives NaN at K = 0: the usual way to an unfair baseline."""
     torch.manual_seed(0)
-    base = SASRec(SASRecConfig(**SIZES, norm=norm))
+    base = SASRec(SASRecConfig(**SIZES, norm=norm, **loss))
     torch.manual_seed(0)
-    rearec = ReaRec(ReaRecConfig(**SIZES, norm=norm, steps=0, **settings))
+    rearec = ReaRec(ReaRecConfig(**SIZES, norm=norm, steps=0, **settings, **loss))
     assert {name for name, _ in rearec.named_parameters()} - {name for name, _ in base.named_parameters()} == {
         "encoder.reasoning_positions"
     }
@@ -70,6 +71,13 @@ def test_without_steps_it_is_sasrec_bit_for_bit(norm: Any, settings: dict[str, A
         grads = dict(rearec.named_parameters())
         assert all(torch.equal(own.grad, grads[name].grad) for name, own in base.named_parameters())
     assert torch.equal(base.eval().score(HISTORY), rearec.eval().score(HISTORY))
+
+
+@pytest.mark.parametrize("supervision", ["none", "every"])
+def test_many_negatives_estimate_the_full_softmax(supervision: Any) -> None:
+    full = model(supervision=supervision)
+    sampled = model(supervision=supervision, loss="sampled", negatives=200_000)
+    assert loss_of(sampled) == pytest.approx(loss_of(full), rel=0.005)
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])

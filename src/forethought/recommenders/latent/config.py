@@ -21,6 +21,8 @@ class LatentConfig(RecommenderConfig):
             is the block of both papers.
         similarity: of a state and an item: inner product (``dot``) or ``cosine``.
         temperature: τ, which divides either.
+        loss, negatives, negative_power, logq: of the cross-entropies, as SASRec's: over the whole catalogue (``ce``) or
+            a sample of it (``sampled``).
         steps: K, taken after the history is read; 0 is the plain encoder, bit for bit.
         readout: what is ranked by: the ``last`` state, the ``mean`` of all (ERL), their average under a learned
             softmax (``gate``), or ``dual``: that average over the steps alone while training, the encoder's state added
@@ -53,6 +55,10 @@ class LatentConfig(RecommenderConfig):
     norm: Norm = "pre"
     similarity: Literal["dot", "cosine"] = "dot"
     temperature: float = 1.0
+    loss: Literal["ce", "sampled"] = "ce"
+    negatives: int = 256
+    negative_power: float = 0.0
+    logq: bool = True
     steps: int = 2
     readout: Literal["last", "mean", "gate", "dual"] = "last"
     supervision: Literal["none", "final", "every"] = "none"

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from forethought.data.dataset import Dataset
 from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
 from forethought.nn.reasoning import Change, unroll
-from forethought.nn.softmax import softmax_cross_entropy
+from forethought.nn.softmax import sampled_cross_entropy, softmax_cross_entropy
 from forethought.nn.thought import StepKind, Thought
-from forethought.recommenders.base import Recommender, RecommenderOutput
+from forethought.recommenders.base import Recommender, RecommenderOutput, log_proposal
 from forethought.recommenders.latent.config import LatentConfig
 from forethought.recommenders.latent.losses import info_nce, step_divergence
 from forethought.recommenders.latent.same_target import SameTarget
@@ -42,6 +42,7 @@ class LatentReasoner(Recommender):
         self.encoder = self.make_encoder(config)
         gated = config.readout in ("gate", "dual")
         self.readout_gate = nn.Linear(config.hidden_size, config.hidden_size, bias=False) if gated else None
+        self.register_buffer("log_proposal", torch.zeros(config.num_items).log_softmax(0))
         self.steps = config.steps
         self.change: Change | None = None
         self._same_target: SameTarget | None = None
@@ -52,6 +53,7 @@ class LatentReasoner(Recommender):
         raise NotImplementedError(f"{type(self).__name__} has to define make_encoder.")
 
     def observe(self, dataset: Dataset) -> None:
+        self.log_proposal.copy_(log_proposal(dataset, self.config.negative_power))
         if self.config.trajectory_weight and self.config.view == "same_target":
             self._same_target = SameTarget(dataset, self.config.max_length)
 
@@ -158,8 +160,8 @@ class LatentReasoner(Recommender):
 
     def _cross_entropy(self, states: Tensor, wanted: Tensor) -> Tensor:
         """Summed over the targets: of the readout, and of the states that predict by themselves."""
-        config, vectors, last = self.config, self.item_vectors(), states.shape[1] - 1
-        loss = softmax_cross_entropy(self._compared(self.read_out(states)), vectors, wanted)
+        config, last = self.config, states.shape[1] - 1
+        loss = self._classify(self._compared(self.read_out(states)), wanted)
         supervised = {"none": [], "final": [last], "every": list(range(last + 1))}[config.supervision]
         if config.readout == "last":
             supervised = [step for step in supervised if step != last]
@@ -167,9 +169,15 @@ class LatentReasoner(Recommender):
             return loss
         hot = torch.tensor([config.cooling ** (last - step) for step in supervised], device=states.device)
         hidden = self._compared(states[:, supervised]) / hot.to(states.dtype)[:, None]
-        each = softmax_cross_entropy(hidden.flatten(0, 1), vectors, wanted.repeat_interleave(len(supervised)))
+        each = self._classify(hidden.flatten(0, 1), wanted.repeat_interleave(len(supervised)))
         weight: float = config.step_weight / (len(supervised) if config.step_reduction == "mean" else 1)
         return loss + weight * each
+
+    def _classify(self, hidden: Tensor, wanted: Tensor) -> Tensor:
+        config, vectors = self.config, self.item_vectors()
+        if config.loss == "ce":
+            return softmax_cross_entropy(hidden, vectors, wanted)
+        return sampled_cross_entropy(hidden, vectors, wanted, self.log_proposal, config.negatives, config.logq)
 
     def _regularised(self) -> bool:
         config = self.config
