@@ -1,12 +1,13 @@
-"""Train, evaluate and compare every system of docs/results/prefergrow.md, and write that page.
+"""Train, evaluate and compare every system of the pages on quality, and write them.
 
     python benchmarks/quality.py --data DATA --runs RUNS [--only NAME …] [--seeds 0,1,2] [--threads 2]
     python benchmarks/quality.py --write docs/results/prefergrow.md
+    python benchmarks/quality.py --write docs/results/latent-reasoning.md
 
-DATA holds the prepared folders beauty-us, toys-us, sports-us (user-split), beauty-loo and ml1m-loo (leave-one-out).
-What a table needs of each run (its recipe, its record, the rank of every test case) is kept in benchmarks/quality/, and
-a run that is kept is not trained again: the command can be stopped and given again, on another machine too. The page is
-written from what is kept.
+DATA holds the prepared folders beauty-us, toys-us, sports-us (user-split), beauty-loo, toys-loo, sports-loo and
+ml1m-loo (leave-one-out). What a table needs of each run (its recipe, its record, the rank of every test case) is kept
+in benchmarks/quality/, and a run that is kept is not trained again: the command can be stopped and given again, on
+another machine too. The pages are written from what is kept.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class System:
 
 @dataclass(frozen=True)
 class Study:
-    """One table."""
+    """One table, on the page of its name in docs/results."""
 
+    page: str
     title: str
     data: str
     seen: Literal["removed", "kept"]
@@ -52,6 +54,13 @@ class Study:
 
 POPULARITY = System("popularity", random=False)
 KEPT = Path(__file__).with_name("quality")
+SAMPLED = ("--model.loss", "sampled", "--model.negatives", "1024")  # as the recipes of rearec and lares for Beauty
+ONE_PHASE = ("--post_training", "null")
+ML1M = (  # what sasrec/ml1m has and sasrec/beauty has not
+    "--model.max_length", "200", "--model.hidden_size", "64", "--model.num_blocks", "2", "--model.dropout", "0.2",
+    "--training.epochs", "100", "--training.batch_size", "32", "--training.learning_rate", "2e-3",
+    "--training.patience", "8",
+)  # fmt: skip
 
 
 def studies() -> dict[str, Study]:
@@ -59,7 +68,7 @@ def studies() -> dict[str, Study]:
     found = {}
     for data in US:
         found[f"{data}-last"] = Study(
-            f"{NAMES[data]}, user-split, one target a user (the paper's supervision)", data, "kept",
+            "prefergrow", f"{NAMES[data]}, user-split, one target a user (the paper's supervision)", data, "kept",
             {
                 "popularity": POPULARITY,
                 "markov-last": System("markov", ("--model.transitions", "last"), random=False),
@@ -70,7 +79,7 @@ def studies() -> dict[str, Study]:
         )  # fmt: skip
     for data in US:
         found[f"{data}-all"] = Study(
-            f"{NAMES[data]}, user-split, all prefixes", data, "removed",
+            "prefergrow", f"{NAMES[data]}, user-split, all prefixes", data, "removed",
             {
                 "popularity": POPULARITY,
                 "markov": System("markov", random=False),
@@ -84,7 +93,7 @@ def studies() -> dict[str, Study]:
         ("ml1m-loo", "ml1m", "MovieLens-1M (SASRec's file), leave-one-out, 2,048 validation users"),
     ):
         found[data] = Study(
-            headline, data, "removed",
+            "prefergrow", headline, data, "removed",
             {
                 "popularity": POPULARITY,
                 "markov": System("markov", random=False),
@@ -93,7 +102,33 @@ def studies() -> dict[str, Study]:
                 "prefergrow": System(f"prefergrow/{recipe}"),
             },
         )  # fmt: skip
+    for data, name, changes in (
+        ("beauty-loo", "Amazon Beauty", ()), ("toys-loo", "Amazon Toys and Games", ()),
+        ("sports-loo", "Amazon Sports and Outdoors", ()), ("ml1m-loo", "MovieLens-1M (SASRec's file)", ML1M),
+    ):  # fmt: skip
+        title = f"{name}, leave-one-out, 2,048 validation users"
+        found[f"{data}-latent"] = Study("latent-reasoning", title, data, "removed", latent(changes))
     return found
+
+
+def latent(changes: tuple[str, ...]) -> dict[str, System]:
+    """Models that reason in latent space and their controls: one network, budget and loss for all."""
+    blocks = 2 if changes else 1
+    rows = {
+        "base": System("sasrec/beauty", SAMPLED),
+        # as many rows go through blocks as with two more tokens a position
+        "deeper": System("sasrec/beauty", (*SAMPLED, "--model.num_blocks", str(3 * blocks))),
+        "two-views": System("rearec/beauty-contrast"),
+        "erl": System("rearec/beauty-erl"),
+        "prl-cooling": System("rearec/beauty-prl"),
+        "prl-heating": System("rearec/beauty-heat"),
+        "lares-unaligned": System(
+            "lares/beauty", ("--model.trajectory_weight", "0", "--model.step_alignment_weight", "0", *ONE_PHASE)
+        ),
+        "lares-pretrained": System("lares/beauty", ONE_PHASE),
+        "lares": System("lares/beauty"),
+    }
+    return {label: replace(row, overrides=(*changes, *row.overrides)) for label, row in rows.items()}
 
 
 def run_names(name: str, study: Study, seeds: list[int]) -> dict[str, tuple[System, int]]:
@@ -171,11 +206,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--runs", type=Path)
-    parser.add_argument("--only", nargs="*", default=list(studies()), choices=list(studies()))
+    parser.add_argument("--only", nargs="*", default=list(studies()), choices=list(studies()), help="these tables")
     parser.add_argument("--systems", nargs="*", help="only these rows")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", type=Path, help="write the page from what is kept, and train nothing")
+    parser.add_argument("--write", type=Path, help="write this page from what is kept, and train nothing")
     options = parser.parse_args()
     if not options.write and not (options.data and options.runs):
         parser.error("--data and --runs are needed to train; --write alone writes the page")
@@ -183,6 +218,8 @@ def main() -> None:
     sections = []
     for name in options.only:
         study = studies()[name]
+        if options.write and study.page != options.write.stem:
+            continue
         named = run_names(name, study, seeds)
         for run, (system, seed) in named.items():
             chosen = not options.systems or any(f"-{label}-s" in run for label in options.systems)
@@ -193,7 +230,7 @@ def main() -> None:
             sections.append(section(name, study, kept))
     if options.write:
         command = f"python benchmarks/quality.py --write {options.write}"
-        introduction = Path(__file__).with_name("quality.md").read_text()
+        introduction = Path(__file__).with_name(f"{options.write.stem}.md").read_text()
         machine = f"{made(command)} Each run's seconds are those of its machine, which other work shared."
         with atomic_file(options.write) as scratch:
             scratch.write_text("\n\n".join([introduction.strip(), machine, *sections]) + "\n")

@@ -60,7 +60,7 @@ class CausalAttention(nn.Module):
     def remember(self, queries: Tensor, context: Tensor, visible: Tensor | None) -> tuple[Tensor, Cache]:
         """:meth:`forward`, and what it read; P queries look at what is ``visible``, bool ``[B, P, L]``, where given."""
         q = self._heads(self.query(queries))
-        k, v = self._keys_and_values(context)
+        k, v = (each.contiguous() for each in self._keys_and_values(context))  # or every step would copy them
         none = k.new_zeros(*q.shape[:3], 0, q.shape[-1])
         cache = Cache(k, v, none, none)
         mixed = causal_attention(q, k, v) if visible is None else attend_appended(q, *cache, visible)
