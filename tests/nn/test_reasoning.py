@@ -25,12 +25,22 @@ def wild(encoder: Any) -> Any:
     return encoder
 
 
-def appending(norm: Norm = "pre", blocks: int = 2, steps: int = 5) -> AppendingEncoder:
-    return wild(AppendingEncoder(WIDTH, blocks, 3, 20, 0.1, LENGTH, norm, steps=steps))
+def appending(norm: Norm = "pre", blocks: int = 2, steps: int = 5, adapter: Adapter = "none") -> AppendingEncoder:
+    return wild(AppendingEncoder(WIDTH, blocks, 3, 20, 0.1, LENGTH, norm, steps=steps, adapter=adapter))
 
 
 def recurrent(norm: Norm = "pre", **more: Any) -> RecurrentEncoder:
     return wild(RecurrentEncoder(WIDTH, 1, 3, 20, 0.1, LENGTH, norm, **more))
+
+
+def adapted(encoder: Any, adapter: Adapter, state: Tensor, first: Tensor) -> Tensor:
+    """What a step reads of the newest state and the first, written out."""
+    if adapter == "concat":
+        return torch.cat([state, first], dim=-1) @ encoder.adapt.mix.weight.T + encoder.adapt.mix.bias
+    if adapter == "gated":
+        share = torch.sigmoid(encoder.adapt.gate)
+        return share * state + (1 - share) * first
+    return {"add": (state + first) / 2, "residual": state + first, "none": state}[adapter]
 
 
 def rerun(encoder: AppendingEncoder, vectors: Tensor, steps: int) -> Tensor:
@@ -42,7 +52,8 @@ def rerun(encoder: AppendingEncoder, vectors: Tensor, steps: int) -> Tensor:
             stream = block(stream)
         states.append(encoder.final_norm(stream)[0, -1])
         row = min(step, len(encoder.reasoning_positions) - 1)
-        token = encoder.dropout(encoder.input_norm(states[-1] + encoder.reasoning_positions[row]))
+        fed = adapted(encoder, encoder.adapt.adapter, states[-1], states[0]) + encoder.reasoning_positions[row]
+        token = encoder.dropout(encoder.input_norm(fed))
         tokens = torch.cat([tokens, token[None, None]], dim=1)
     return torch.stack(states)
 
@@ -50,9 +61,15 @@ def rerun(encoder: AppendingEncoder, vectors: Tensor, steps: int) -> Tensor:
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("norm", NORMS)
 @settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(1, LENGTH), min_size=1, max_size=4), steps=st.integers(0, 6))
-def test_a_step_on_the_cache_is_a_full_rerun(norm: Norm, blocks: int, lengths: list[int], steps: int) -> None:
-    encoder, width = appending(norm, blocks), max(lengths)
+@given(
+    lengths=st.lists(st.integers(1, LENGTH), min_size=1, max_size=4),
+    steps=st.integers(0, 6),
+    adapter=st.sampled_from(get_args(Adapter)),
+)
+def test_a_step_on_the_cache_is_a_full_rerun(
+    norm: Norm, blocks: int, lengths: list[int], steps: int, adapter: Adapter
+) -> None:
+    encoder, width = appending(norm, blocks, adapter=adapter), max(lengths)
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(len(lengths), width, WIDTH, dtype=torch.float64, generator=generator)
     position = torch.tensor(lengths) - 1
@@ -146,14 +163,7 @@ def test_a_recurrence_is_its_unrolled_blocks(adapter: Adapter, start: Start, cor
         assert bool((tokens == encoder.first_tokens(history)).all())
     expected = [history]
     for _ in range(3):
-        if adapter == "concat":
-            read = torch.cat([tokens, history], dim=-1) @ encoder.mix.weight.T + encoder.mix.bias
-        elif adapter == "gated":
-            share = torch.sigmoid(encoder.gate)
-            read = share * tokens + (1 - share) * history
-        else:
-            read = {"add": (tokens + history) / 2, "residual": tokens + history, "none": tokens}[adapter]
-        tokens = encoder.core[0](encoder.core_norm(read))
+        tokens = encoder.core[0](encoder.core_norm(adapted(encoder, adapter, tokens, history)))
         expected.append(tokens)
     found = unroll(encoder, vectors, position[:, None], 3)[:, 0]
     for step, each in enumerate(expected):

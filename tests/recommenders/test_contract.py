@@ -27,6 +27,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"hidden_size": 8, "readout": "mean", "kl_weight": 0.05},
         {"hidden_size": 8, "supervision": "every", "cooling": 1.5, "contrast_weight": 1.0, "norm": "post"},
         {"hidden_size": 8, "readout": "gate", "kl_weight": 0.05, "kl_form": "paper", "similarity": "cosine"},
+        {"hidden_size": 8, "adapter": "concat"},
         {"hidden_size": 8, "steps": 0, "trajectory_weight": 0.1},
         {"hidden_size": 8, "backbone": "bert4rec", "supervision": "every", "kl_weight": 0.05},
     ],

@@ -42,10 +42,12 @@ class Appended(State):
     """The state of :class:`AppendingEncoder`.
 
     Attributes:
+        first: float ``[B, P, d]``, the state before the first step.
         caches: of each block.
         visible: bool ``[B or 1, P, L]``, the history each thought is about.
     """
 
+    first: Tensor
     caches: tuple[Cache, ...]
     visible: Tensor
 
@@ -96,6 +98,33 @@ def unroll(
     return torch.stack(states, dim=2)
 
 
+class Adapt(nn.Module):
+    """f(T, H): what the next step reads of a state T and of the state H before the first step.
+
+    Args:
+        adapter: ``(T + H) / 2`` (``add``), ``W [T; H]`` (``concat``), ``g T + (1 - g) H`` with a learned scalar g
+            (``gated``), ``T + H`` (``residual``) or T alone (``none``).
+        width: d.
+    """
+
+    def __init__(self, adapter: Adapter, width: int) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.mix = nn.Linear(2 * width, width) if adapter == "concat" else None
+        self.gate = nn.Parameter(torch.zeros(())) if adapter == "gated" else None
+
+    def forward(self, state: Tensor, first: Tensor) -> Tensor:
+        """float ``[..., d]`` twice → float ``[..., d]``."""
+        if self.mix is not None:
+            mixed: Tensor = self.mix(torch.cat([state, first], dim=-1))
+            return mixed
+        if self.gate is not None:
+            return torch.lerp(first, state, self.gate.sigmoid())
+        if self.adapter == "add":
+            return (state + first) / 2
+        return state + first if self.adapter == "residual" else state
+
+
 class AppendingEncoder(CausalEncoder):
     """A causal encoder whose newest state can be fed back as one more token (ReaRec, arXiv 2503.22675, §3.2).
 
@@ -104,6 +133,7 @@ class AppendingEncoder(CausalEncoder):
 
     Args:
         steps: rows of the table of reasoning positions; a step beyond it takes the last row.
+        adapter: what is fed back of the newest state and the first one; see :class:`Adapt`.
         bidirectional: items look at all of their history, as in BERT4Rec, and reasoning tokens at what came before them
             ("prefix masking", §4.1). A row then has one thought: its items see as far as it does.
 
@@ -121,11 +151,13 @@ class AppendingEncoder(CausalEncoder):
         norm: Norm = "pre",
         *,
         steps: int = 0,
+        adapter: Adapter = "none",
         bidirectional: bool = False,
     ) -> None:
         super().__init__(width, blocks, heads, inner, dropout, max_length, norm)
         self.bidirectional = bidirectional
         self.reasoning_positions = nn.Parameter(torch.randn(steps, width) * 0.02)
+        self.adapt = Adapt(adapter, width)
 
     def encode(self, vectors: Tensor, position: Tensor | None = None) -> Appended:
         """float ``[B, L, d]``, int64 ``[B, P]`` or None → the state before the first step."""
@@ -142,7 +174,8 @@ class AppendingEncoder(CausalEncoder):
         states, cache = last.remember(states, position, None if position is None else visible)
         if position is not None:  # the caches of whole passes know one thought a position, not one of P
             caches = [each._replace(own_key=cache.own_key, own_value=cache.own_value) for each in caches]
-        return Appended(self.final_norm(states), 0, position, (*caches, cache), visible)
+        first = self.final_norm(states)
+        return Appended(first, 0, position, first, (*caches, cache), visible)
 
     def forward(self, vectors: Tensor, position: Tensor | None = None) -> Tensor:
         """As :meth:`CausalEncoder.forward`; a bidirectional encoder needs ``position``."""
@@ -153,7 +186,8 @@ class AppendingEncoder(CausalEncoder):
     def step(self, state: Appended) -> Appended:
         """Append a token to every thought and return the states at it."""
         row = min(state.step, len(self.reasoning_positions) - 1)
-        token, caches = self.enter_token(state.latest + self.reasoning_positions[row]), []
+        fed = self.adapt(state.latest, state.first)
+        token, caches = self.enter_token(fed + self.reasoning_positions[row]), []
         for block, cache in zip(cast(list[Block], list(self.blocks)), state.caches, strict=True):
             token, cache = block.append(token, state.visible, cache)
             caches.append(cache)
@@ -179,8 +213,7 @@ class RecurrentEncoder(CausalEncoder):
         core_blocks: blocks of the core.
         start: T_0: H itself (``history``), nothing (``zero``), or truncated normal noise of deviation ``start_std``
             times ``start_scale`` (``normal``; ``normal_zero`` only while training).
-        adapter: f: ``(T + H) / 2`` (``add``), ``W [T; H]`` (``concat``), ``g T + (1 - g) H`` with a learned scalar g
-            (``gated``), ``T + H`` (``residual``) or T alone (``none``).
+        adapter: f; see :class:`Adapt`.
         core_norm: whether the core reads through a layer norm, as published.
 
     Others as :class:`CausalEncoder`.
@@ -206,9 +239,8 @@ class RecurrentEncoder(CausalEncoder):
         super().__init__(width, blocks, heads, inner, dropout, max_length, norm)
         self.core = nn.ModuleList(Block(width, heads, inner, dropout, norm) for _ in range(core_blocks))
         self.core_norm = nn.LayerNorm(width) if core_norm else nn.Identity()
-        self.mix = nn.Linear(2 * width, width) if adapter == "concat" else None
-        self.gate = nn.Parameter(torch.zeros(())) if adapter == "gated" else None
-        self.start, self.adapter = start, adapter
+        self.adapt = Adapt(adapter, width)
+        self.start = start
         self.start_std, self.start_scale = start_std, start_scale
         self.draw: int | None = 0  # seed of the initial state outside training; None draws a new one a call
 
@@ -243,21 +275,11 @@ class RecurrentEncoder(CausalEncoder):
 
     def step(self, state: Recurred) -> Recurred:
         """Apply the core once more."""
-        tokens = self.core_norm(self._adapt(state.tokens, state.history))
+        tokens = self.core_norm(self.adapt(state.tokens, state.history))
         for block in self.core:
             tokens = block(tokens)
         latest = self.read_out(tokens, state.position)
         return replace(state, latest=latest, step=state.step + 1, tokens=tokens)
-
-    def _adapt(self, tokens: Tensor, history: Tensor) -> Tensor:
-        if self.mix is not None:
-            mixed: Tensor = self.mix(torch.cat([tokens, history], dim=-1))
-            return mixed
-        if self.gate is not None:
-            return torch.lerp(history, tokens, self.gate.sigmoid())
-        if self.adapter == "add":
-            return (tokens + history) / 2
-        return tokens + history if self.adapter == "residual" else tokens
 
     def read_out(self, tokens: Tensor, position: Tensor | None) -> Tensor:
         """The states that answers are read from; float ``[B, L, d]`` → float ``[B, P, d]``."""

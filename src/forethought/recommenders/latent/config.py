@@ -24,6 +24,7 @@ class LatentConfig(RecommenderConfig):
         loss, negatives, negative_power, logq: of the cross-entropies, as SASRec's: over the whole catalogue (``ce``) or
             a sample of it (``sampled``).
         steps: K, taken after the history is read; 0 is the plain encoder, bit for bit.
+        adapter: what a step reads of the newest state and the first; see :class:`forethought.nn.reasoning.Adapt`.
         readout: what is ranked by: the ``last`` state, the ``mean`` of all (ERL), their average under a learned
             softmax (``gate``), or ``dual``: that average over the steps alone while training, the encoder's state added
             to it when ranking (PLR).
@@ -60,6 +61,7 @@ class LatentConfig(RecommenderConfig):
     negative_power: float = 0.0
     logq: bool = True
     steps: int = 2
+    adapter: Adapter = "none"
     readout: Literal["last", "mean", "gate", "dual"] = "last"
     supervision: Literal["none", "final", "every"] = "none"
     step_weight: float = 1.0
@@ -108,7 +110,7 @@ class LARESConfig(LatentConfig):
     Attributes:
         steps: m: of the answer, and the mean or mode of the depths drawn in training.
         core_blocks: of the core; ``num_blocks`` is the part before it, applied once.
-        start, adapter, core_norm: see :class:`forethought.nn.reasoning.RecurrentEncoder`. The defaults are those that
+        start, core_norm: see :class:`forethought.nn.reasoning.RecurrentEncoder`. The defaults are those that
             were found to add hops; ``normal``, ``add`` and ``core_norm: true`` with ``norm: post`` are the paper's.
         depth, shallowest: of training batches; see :func:`forethought.nn.reasoning.draw_depth`.
         start_std, start_scale: deviation of the noise of ``start: normal``, and what it is multiplied with.
@@ -130,7 +132,6 @@ class LARESConfig(LatentConfig):
     core_blocks: int = 1
     steps: int = 4
     start: Start = "history"
-    adapter: Adapter = "none"
     core_norm: bool = False
     depth: Depth = "poisson-lognormal"
     shallowest: int = 1

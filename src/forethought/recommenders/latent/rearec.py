@@ -23,5 +23,5 @@ class ReaRec(LatentReasoner):
         return AppendingEncoder(
             config.hidden_size, config.num_blocks, config.num_heads, config.inner_size or 4 * config.hidden_size,
             config.dropout, config.max_length, config.norm, steps=config.steps,
-            bidirectional=config.backbone == "bert4rec",
+            adapter=config.adapter, bidirectional=config.backbone == "bert4rec",
         )  # fmt: skip
