@@ -34,11 +34,13 @@ NAMES = {"beauty-us": "Amazon Beauty", "toys-us": "Amazon Toys and Games", "spor
 
 @dataclass(frozen=True)
 class System:
-    """One row of a table: a recipe and what differs from it; seed 0 alone where nothing is ``random``."""
+    """One row of a table: a recipe and what differs from it; seed 0 alone where nothing is ``random``. A row
+    that another table has too is trained once, under the name ``shared``."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
     random: bool = True
+    shared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,6 @@ class Study:
 
 POPULARITY = System("popularity", random=False)
 KEPT = Path(__file__).with_name("quality")
-SAMPLED = ("--model.loss", "sampled", "--model.negatives", "1024")  # as the recipes of rearec and lares for Beauty
 ONE_PHASE = ("--post_training", "null")
 ML1M = (  # what sasrec/ml1m has and sasrec/beauty has not
     "--model.max_length", "200", "--model.hidden_size", "64", "--model.num_blocks", "2", "--model.dropout", "0.2",
@@ -102,22 +103,19 @@ def studies() -> dict[str, Study]:
                 "prefergrow": System(f"prefergrow/{recipe}"),
             },
         )  # fmt: skip
-    for data, name, changes in (
-        ("beauty-loo", "Amazon Beauty", ()), ("toys-loo", "Amazon Toys and Games", ()),
-        ("sports-loo", "Amazon Sports and Outdoors", ()), ("ml1m-loo", "MovieLens-1M (SASRec's file)", ML1M),
+    for data, recipe, name in (
+        ("beauty-loo", "beauty", "Amazon Beauty"), ("toys-loo", "beauty", "Amazon Toys and Games"),
+        ("sports-loo", "beauty", "Amazon Sports and Outdoors"), ("ml1m-loo", "ml1m", "MovieLens-1M (SASRec's file)"),
     ):  # fmt: skip
-        title = f"{name}, leave-one-out, 2,048 validation users"
-        found[f"{data}-latent"] = Study("latent-reasoning", title, data, "removed", latent(changes))
+        headline = f"{name}, leave-one-out, 2,048 validation users"
+        found[f"{data}-latent"] = Study("latent-reasoning", headline, data, "removed", latent(data, recipe))
     return found
 
 
-def latent(changes: tuple[str, ...]) -> dict[str, System]:
+def latent(data: str, recipe: str) -> dict[str, System]:
     """Models that reason in latent space and their controls: one network, budget and loss for all."""
-    blocks = 2 if changes else 1
+    changes, blocks = (ML1M, 2) if recipe == "ml1m" else ((), 1)
     rows = {
-        "base": System("sasrec/beauty", SAMPLED),
-        # as many rows go through blocks as with two more tokens a position
-        "deeper": System("sasrec/beauty", (*SAMPLED, "--model.num_blocks", str(3 * blocks))),
         "two-views": System("rearec/beauty-contrast"),
         "erl": System("rearec/beauty-erl"),
         "prl-cooling": System("rearec/beauty-prl"),
@@ -128,13 +126,18 @@ def latent(changes: tuple[str, ...]) -> dict[str, System]:
         "lares-pretrained": System("lares/beauty", ONE_PHASE),
         "lares": System("lares/beauty"),
     }
-    return {label: replace(row, overrides=(*changes, *row.overrides)) for label, row in rows.items()}
-
-
-def run_names(name: str, study: Study, seeds: list[int]) -> dict[str, tuple[System, int]]:
-    """The runs of a table: system and seed of each."""
     return {
-        f"{name}-{label}-s{seed}": (system, seed)
+        "base": System(f"sasrec/{recipe}", shared=f"{data}-sasrec"),
+        # a state goes through as many blocks as with two steps more
+        "deeper": System(f"sasrec/{recipe}", ("--model.num_blocks", str(3 * blocks))),
+        **{label: replace(row, overrides=(*changes, *row.overrides)) for label, row in rows.items()},
+    }
+
+
+def run_names(name: str, study: Study, seeds: list[int]) -> dict[str, tuple[str, int]]:
+    """The runs of a table: row and seed of each."""
+    return {
+        f"{system.shared or f'{name}-{label}'}-s{seed}": (label, seed)
         for label, system in study.systems.items()
         for seed in (seeds if system.random else [0])
     }
@@ -172,7 +175,8 @@ def section(name: str, study: Study, folders: list[Path]) -> str:
     """One study in Markdown: accuracy, best first, then what else the rows tell, then what the reader has to know."""
     found = compare(folders, "test", seen=study.seen)
     # rows are called as in the study, not after their recipes
-    labels = [re.sub(rf"{name}-(.+)-s\d+", r"\1", entry.runs[0].path.name) for entry in found.entries]
+    labelled = {system.shared or f"{name}-{label}": label for label, system in study.systems.items()}
+    labels = [labelled[re.sub(r"-s\d+$", "", entry.runs[0].path.name)] for entry in found.entries]
     entries = tuple(replace(entry, name=label) for entry, label in zip(found.entries, labels, strict=True))
     found = replace(found, entries=entries)
     other = "kept" if study.seen == "removed" else "removed"
@@ -221,10 +225,10 @@ def main() -> None:
         if options.write and study.page != options.write.stem:
             continue
         named = run_names(name, study, seeds)
-        for run, (system, seed) in named.items():
-            chosen = not options.systems or any(f"-{label}-s" in run for label in options.systems)
+        for run, (label, seed) in named.items():
+            chosen = not options.systems or label in options.systems
             if not options.write and chosen and not (KEPT / run).is_dir():
-                make(run, system, seed, options.data / study.data, options)
+                make(run, study.systems[label], seed, options.data / study.data, options)
         kept = [KEPT / run for run in named if (KEPT / run).is_dir()]
         if options.write and kept:
             sections.append(section(name, study, kept))
