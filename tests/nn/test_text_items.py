@@ -139,6 +139,17 @@ def test_a_step_of_training_is_seen_though_it_leaves_no_trace(held: bool) -> Non
         assert torch.equal(table.weight, made_of(table))
 
 
+def test_under_autocast_the_table_is_float32_and_outside_training_exact() -> None:
+    for training in (True, False):
+        table = made().train(training)
+        with torch.no_grad():
+            exact = made().eval().weight
+            with torch.autocast("cpu", torch.bfloat16):
+                found = table.weight
+        assert found.dtype == torch.float32
+        assert torch.equal(found, exact) == (not training)
+
+
 def made_of(table: TextEmbedding) -> torch.Tensor:
     with torch.enable_grad():
         return table.weight.detach()

@@ -48,8 +48,7 @@ class TextEmbedding(nn.Module):
     """What ``nn.Embedding`` offers, ``weight`` and a look-up, with every row made of the item's text.
 
     The text vectors are a buffer: not trained, saved with the model. Making the table costs a product ``[N, w] × [w,
-    E d]``: inside :meth:`held` it is made once, and outside training once until what it is made of is seen to
-    change.
+    E d]``: inside :meth:`held` it is made once, and outside training once until what it is made of is seen to change.
 
     Args:
         num_items: N; items are 1..N, and row 0, of the padding, is zero.
@@ -82,7 +81,8 @@ class TextEmbedding(nn.Module):
             return self._held
         made_of = [(each.data_ptr(), each._version) for each in (self.text, *self.parameters())]
         if self._kept is None or self._kept[0] != made_of:
-            self._kept = made_of, self._make()
+            with torch.autocast(self.text.device.type, enabled=False):  # one table, whoever asks first
+                self._kept = made_of, self._make()
         return self._kept[1]
 
     def _make(self) -> Tensor:
