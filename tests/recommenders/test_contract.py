@@ -30,9 +30,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"hidden_size": 8, "adapter": "concat"},
         {"hidden_size": 8, "steps": 0, "trajectory_weight": 0.1},
         {"hidden_size": 8, "backbone": "bert4rec", "supervision": "every", "kl_weight": 0.05},
+        {"hidden_size": 8, "supervision": "teacher", "cooling": 0.67},
+        {"hidden_size": 8, "items": "text", "readout": "mean", "kl_weight": 0.05, "experts": 3},
+        {"hidden_size": 8, "items": "both", "contrast_weight": 0.5, "similarity": "cosine", "text_dropout": 0.0},
     ],
     "lares": [
         {"hidden_size": 8, "trajectory_weight": 0.1, "step_alignment_weight": 0.1},
+        {"hidden_size": 8, "items": "both", "supervision": "teacher", "step_alignment_weight": 0.1},
         {"hidden_size": 8, "start": "normal", "adapter": "add", "core_norm": True, "norm": "post", "test_draws": 3},
         {"hidden_size": 8, "start": "normal_zero", "adapter": "concat", "readout": "dual", "depth": "uniform"},
         {"hidden_size": 8, "start": "zero", "adapter": "gated", "readout": "mean", "similarity": "cosine"},

@@ -28,6 +28,7 @@ a tour in five lines:
 data:
   data prepare    read a log, clean it, split it, write a data folder
   data check      ties, duplicates, leaks, cold targets, popularity: the data doctor
+  data embed      read the items' text with a frozen sentence encoder
   data download   fetch a public data set and check its digest
 
 models:

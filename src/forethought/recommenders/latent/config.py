@@ -17,6 +17,10 @@ class LatentConfig(RecommenderConfig):
     """What every way of reasoning has: an encoder, steps, a readout, and what the steps learn from.
 
     Attributes:
+        items: what an item's vector is made of: a learned one an item (``id``), a learned reading of its frozen text
+            vector (``text``; UniSRec, inductive), or the sum of ``both`` (UniSRec, transductive).
+        experts, text_dropout: of that reading; see :class:`forethought.nn.text_items.WhiteningExperts`.
+        text_size, text_encoder: width and origin of the text vectors; set by the data.
         hidden_size, num_blocks, num_heads, inner_size, dropout, norm: of the encoder, as SASRec's; ``norm: post``
             is the block of both papers.
         similarity: of a state and an item: inner product (``dot``) or ``cosine``.
@@ -28,11 +32,14 @@ class LatentConfig(RecommenderConfig):
         readout: what is ranked by: the ``last`` state, the ``mean`` of all (ERL), their average under a learned
             softmax (``gate``), or ``dual``: that average over the steps alone while training, the encoder's state added
             to it when ranking (PLR).
-        supervision: which states predict the target by themselves, besides the readout: ``none``, the ``final`` one or
-            ``every`` one (PRL).
+        supervision: which states predict the target by themselves, besides the readout: ``none``, the ``final`` one,
+            ``every`` one (PRL), or every one that a ``teacher`` tells too which other items were near (ManCAR).
         step_weight, step_reduction: of those states' cross-entropies: their ``mean`` (PRL as released) or ``sum`` (the
             paper), without the last one where the readout is that state.
         cooling: α: state k of K has the temperature τ α^(K - k). Above 1 steps cool (PRL), below 1 they heat (ManCAR).
+        teacher_weight, teacher_gamma, teacher_neighbours: λ of the divergence of each state's answer from that of a
+            teacher, who knows the target, the newest item, and so many of that item's strongest neighbours in the Swing
+            graph of the training part, and trusts the one of rank r as exp(-r / γ_k) with γ_k = γ (K - k + 1).
         kl_weight: λ of the divergence between the steps' answers, which is subtracted.
         kl_form: ``paper``: the sum over pairs i < j of KL(i ‖ j); ``released``: the mean over ordered pairs i ≠ j of
             KL(j ‖ i) with no gradient into i.
@@ -48,6 +55,11 @@ class LatentConfig(RecommenderConfig):
 
     model_type = "forethought-latent"
 
+    items: Literal["id", "text", "both"] = "id"
+    experts: int = 8
+    text_dropout: float = 0.2
+    text_size: int = 0
+    text_encoder: str = ""
     hidden_size: int = 64
     num_blocks: int = 2
     num_heads: int = 2
@@ -63,10 +75,13 @@ class LatentConfig(RecommenderConfig):
     steps: int = 2
     adapter: Adapter = "none"
     readout: Literal["last", "mean", "gate", "dual"] = "last"
-    supervision: Literal["none", "final", "every"] = "none"
+    supervision: Literal["none", "final", "every", "teacher"] = "none"
     step_weight: float = 1.0
     step_reduction: Literal["mean", "sum"] = "mean"
     cooling: float = 1.0
+    teacher_weight: float = 0.1
+    teacher_gamma: float = 1.0
+    teacher_neighbours: int = 20
     kl_weight: float = 0.0
     kl_form: Literal["paper", "released"] = "released"
     contrast_weight: float = 0.0
@@ -78,12 +93,16 @@ class LatentConfig(RecommenderConfig):
 
     def validate_reasoning(self) -> None:
         """Refuse weights and temperatures that mean nothing; called when the config is made."""
-        for key in ("temperature", "cooling"):
+        if self.experts < 1:
+            raise ValueError(f"experts is {self.experts}; it has to be at least 1")
+        if not 0 <= self.text_dropout < 1:
+            raise ValueError(f"text_dropout is {self.text_dropout}; it has to be at least 0 and less than 1")
+        for key in ("temperature", "cooling", "teacher_gamma"):
             if not 0 < getattr(self, key) < inf:
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to be greater than 0")
         for key in (
             "steps", "step_weight", "kl_weight", "contrast_weight", "noise_std", "trajectory_weight",
-            "step_alignment_weight",
+            "step_alignment_weight", "teacher_weight", "teacher_neighbours",
         ):  # fmt: skip
             if not 0 <= getattr(self, key) < inf:
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to be at least 0")

@@ -62,12 +62,12 @@ class LARES(LatentReasoner):
         if self.config.post_objective == "released":
             reference.encoder.draw = None  # an initial state of its own
         self._reference = [reference]
-        set_dropout(self, self.config.post_dropout)
+        set_dropout(self.encoder, self.config.post_dropout)
 
     def end_post_training(self) -> None:
         """Let the copy go."""
         self._reference = []
-        set_dropout(self, self.config.dropout)
+        set_dropout(self.encoder, self.config.dropout)
 
     def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
         if not self._reference:
@@ -79,8 +79,9 @@ class LARES(LatentReasoner):
         position = draw_position(target)
         wanted = target.gather(1, position[:, None])[:, 0] - 1
         history = history * (torch.arange(history.shape[1], device=history.device) <= position[:, None])
-        if self.config.post_objective == "thought":
-            loss = thought_loss(self, reference, history, wanted, max(self.training_steps(), 1))
-        else:
-            loss = released_loss(self, reference, history, wanted)
+        with self.one_table():
+            if self.config.post_objective == "thought":
+                loss = thought_loss(self, reference, history, wanted, max(self.training_steps(), 1))
+            else:
+                loss = released_loss(self, reference, history, wanted)
         return RecommenderOutput(loss=loss * count / (count if num_targets is None else num_targets))

@@ -43,3 +43,27 @@ def info_nce(query: Tensor, key: Tensor, target: Tensor | None = None) -> Tensor
         alike.fill_diagonal_(False)
         logits = logits.masked_fill(alike, float("-inf"))
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def teacher_divergence(logits: Tensor, candidates: Tensor, gamma: Tensor) -> Tensor:
+    """How far the steps' answers among a few candidates are from a teacher's (ManCAR, arXiv 2602.20093).
+
+    ``KL(q_t ‖ p_t)`` with ``q_t(c) ∝ exp(-rank(c) / γ_t)``, rank 0 being the target's, and p_t the softmax over the
+    candidates alone; a mean over rows.
+
+    Args:
+        logits: float ``[B, T, C]``, of the candidates after each step.
+        candidates: int64 ``[B, C]``, the target first, then the others by their rank; 0 is none, and the target's
+            further occurrences are none.
+        gamma: float ``[T]``: how many ranks the teacher's trust reaches.
+
+    Returns:
+        float32 ``[T]``.
+    """
+    known = candidates > 0
+    known[:, 1:] &= candidates[:, 1:] != candidates[:, :1]
+    rank = known.cumsum(dim=1) - 1
+    outside = ~known[:, None]
+    teacher = (-rank[:, None] / gamma[:, None]).masked_fill(outside, float("-inf")).log_softmax(dim=-1)
+    answer = logits.float().masked_fill(outside, float("-inf")).log_softmax(dim=-1)
+    return (teacher.exp() * (teacher - answer).masked_fill(outside, 0)).sum(dim=-1).mean(dim=0)

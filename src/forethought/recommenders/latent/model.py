@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -9,13 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forethought.data.dataset import Dataset
+from forethought.data.text import TextVectors
 from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
 from forethought.nn.reasoning import Change, unroll
 from forethought.nn.softmax import sampled_cross_entropy, softmax_cross_entropy
+from forethought.nn.text_items import TextEmbedding
 from forethought.nn.thought import StepKind, Thought
 from forethought.recommenders.base import Recommender, RecommenderOutput, log_proposal
 from forethought.recommenders.latent.config import LatentConfig
-from forethought.recommenders.latent.losses import info_nce, step_divergence
+from forethought.recommenders.latent.item_graph import item_graph
+from forethought.recommenders.latent.losses import info_nce, step_divergence, teacher_divergence
 from forethought.recommenders.latent.same_target import SameTarget
 
 
@@ -33,12 +37,12 @@ class LatentReasoner(Recommender):
     config_class = LatentConfig
     inner_product = True
     kind: StepKind
+    neighbours: Tensor | None
     one_prefix = False  # whether the encoder reads one prefix a row at a time
 
     def __init__(self, config: LatentConfig) -> None:
         super().__init__(config)
-        self.embedding = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=0)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.embedding = self.make_embedding(config)
         self.encoder = self.make_encoder(config)
         gated = config.readout in ("gate", "dual")
         self.readout_gate = nn.Linear(config.hidden_size, config.hidden_size, bias=False) if gated else None
@@ -46,7 +50,23 @@ class LatentReasoner(Recommender):
         self.steps = config.steps
         self.change: Change | None = None
         self._same_target: SameTarget | None = None
+        self.register_buffer("neighbours", None, persistent=False)  # of the items' graph, where there is a teacher
         self.post_init()
+
+    def make_embedding(self, config: Any) -> nn.Embedding | TextEmbedding:
+        """What items are to the model: one table, for histories and answers."""
+        if config.items != "id":
+            return TextEmbedding(
+                config.num_items, config.text_size, config.hidden_size, config.experts, config.text_dropout,
+                with_ids=config.items == "both",
+            )  # fmt: skip
+        embedding = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=0)
+        nn.init.normal_(embedding.weight, std=0.02)
+        return embedding
+
+    def one_table(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, items of text are read once; those of ids need not be."""
+        return self.embedding.held() if isinstance(self.embedding, TextEmbedding) else contextlib.nullcontext()
 
     def make_encoder(self, config: Any) -> CausalEncoder:
         """The encoder, which has the calls of :class:`forethought.nn.reasoning.Backbone`."""
@@ -54,8 +74,16 @@ class LatentReasoner(Recommender):
 
     def observe(self, dataset: Dataset) -> None:
         self.log_proposal.copy_(log_proposal(dataset, self.config.negative_power))
+        if self.config.items != "id":
+            known = TextVectors.open(dataset)
+            self.config.text_size, self.config.text_encoder = known.vectors.shape[1], known.encoder
+            self.embedding = self.make_embedding(self.config)  # as wide as the vectors are
+            assert isinstance(self.embedding, TextEmbedding)
+            self.embedding.text.copy_(torch.from_numpy(known.vectors))
         if self.config.trajectory_weight and self.config.view == "same_target":
             self._same_target = SameTarget(dataset, self.config.max_length)
+        if self.config.supervision == "teacher":
+            self.neighbours = torch.from_numpy(item_graph(dataset, self.config.teacher_neighbours))
 
     # -- thoughts and what is read of them
 
@@ -129,6 +157,10 @@ class LatentReasoner(Recommender):
         return int(self.config.steps)
 
     def forward(self, history: Tensor, target: Tensor, num_targets: Tensor | None = None) -> RecommenderOutput:
+        with self.one_table():
+            return RecommenderOutput(loss=self._loss(history, target, num_targets))
+
+    def _loss(self, history: Tensor, target: Tensor, num_targets: Tensor | None) -> Tensor:
         count = (target > 0).sum()
         if self.one_prefix:
             rows = (target > 0).any(dim=1)
@@ -156,21 +188,18 @@ class LatentReasoner(Recommender):
             chosen = target.gather(1, position[:, None])[:, 0]
             loss = loss + len(wanted) * self._regularisers(states, history, position, chosen)
         loss = loss * (count / len(wanted))  # of a prefix a row, drawn for all of the row's
-        return RecommenderOutput(loss=loss / (count if num_targets is None else num_targets))
+        return loss / (count if num_targets is None else num_targets)
 
     def _cross_entropy(self, states: Tensor, wanted: Tensor) -> Tensor:
         """Summed over the targets: of the readout, and of the states that predict by themselves."""
         config, last = self.config, states.shape[1] - 1
         loss = self._classify(self._compared(self.read_out(states)), wanted)
-        supervised = {"none": [], "final": [last], "every": list(range(last + 1))}[config.supervision]
-        if config.readout == "last":
-            supervised = [step for step in supervised if step != last]
-        if not supervised or not config.step_weight:
+        supervised, weight = self._supervised(last)
+        if not supervised or not weight:
             return loss
         hot = torch.tensor([config.cooling ** (last - step) for step in supervised], device=states.device)
         hidden = self._compared(states[:, supervised]) / hot.to(states.dtype)[:, None]
         each = self._classify(hidden.flatten(0, 1), wanted.repeat_interleave(len(supervised)))
-        weight: float = config.step_weight / (len(supervised) if config.step_reduction == "mean" else 1)
         return loss + weight * each
 
     def _classify(self, hidden: Tensor, wanted: Tensor) -> Tensor:
@@ -179,10 +208,22 @@ class LatentReasoner(Recommender):
             return softmax_cross_entropy(hidden, vectors, wanted)
         return sampled_cross_entropy(hidden, vectors, wanted, self.log_proposal, config.negatives, config.logq)
 
+    def _supervised(self, last: int) -> tuple[list[int], float]:
+        """Which of the states 0..last predict the target by themselves besides the readout, and what each counts."""
+        config = self.config
+        states = {"none": [], "final": [last]}.get(config.supervision, list(range(last + 1)))
+        if config.readout == "last":
+            states = [step for step in states if step != last]
+        return states, config.step_weight / (max(len(states), 1) if config.step_reduction == "mean" else 1)
+
     def _regularised(self) -> bool:
         config = self.config
         return bool(
-            config.kl_weight or config.contrast_weight or config.trajectory_weight or config.step_alignment_weight
+            config.kl_weight
+            or config.contrast_weight
+            or config.trajectory_weight
+            or config.step_alignment_weight
+            or (config.supervision == "teacher" and config.teacher_weight)
         )
 
     def _regularisers(self, states: Tensor, history: Tensor, position: Tensor, target: Tensor) -> Tensor:
@@ -201,7 +242,24 @@ class LatentReasoner(Recommender):
             loss = loss + config.contrast_weight * self._contrast(states, history, position, target)
         if config.trajectory_weight or config.step_alignment_weight:
             loss = loss + self._alignment(history, position, target)
+        if config.supervision == "teacher" and config.teacher_weight:
+            newest = history.gather(1, position[:, None])[:, 0]
+            loss = loss + config.teacher_weight * self._teacher(states, newest, target)
         return loss
+
+    def _teacher(self, states: Tensor, newest: Tensor, target: Tensor) -> Tensor:
+        """How far the states' answers are from the teacher's, each weighed as its cross-entropy is (ManCAR)."""
+        assert self.neighbours is not None, "observe() has to be called before training"
+        config, count = self.config, states.shape[1]
+        candidates = torch.cat([target[:, None], newest[:, None], self.neighbours[newest]], dim=1)
+        vectors = self.item_vectors()[candidates.clamp(min=1) - 1]
+        left = torch.arange(count - 1, -1, -1, device=states.device, dtype=states.dtype)  # steps after each state
+        logits = self._compared(states) / (config.cooling**left)[:, None] @ vectors.mT
+        each = teacher_divergence(logits, candidates, config.teacher_gamma * (left + 1))
+        supervised, weight = self._supervised(count - 1)
+        weights = torch.ones_like(each)  # of the last state where it is the readout
+        weights[supervised] = weight
+        return each @ weights
 
     def _contrast(self, states: Tensor, history: Tensor, position: Tensor, target: Tensor) -> Tensor:
         """Each noised state against the clean ones of the batch (PRL).

@@ -91,14 +91,16 @@ def thought_loss(model: Any, reference: Any, history: Tensor, target: Tensor, de
     noise = [torch.randn(shape, device=history.device) for _ in range(depth)]
     for drawn in noise:
         drawn[0] = 0
-    training = model.encoder.training
-    model.encoder.eval()  # the noise is what varies, not the dropout
+    training, parts = model.encoder.training, (model.encoder, model.embedding)
+    for part in parts:
+        part.eval()  # the noise is what varies, not the dropout
     try:
         with torch.no_grad():
             before = roll_out(reference, history, target, noise, config.post_noise)
         now = roll_out(model, history, target, noise, config.post_noise)
     finally:
-        model.encoder.train(training)
+        for part in parts:
+            part.train(training)
     better = advantages(now.log_p[..., -1].detach())
     pull = divergence(now.log_p[..., -1], before.log_p[..., -1])
     return _mean(config.post_beta * pull - better * now.score, before.logits, target, config)
@@ -139,8 +141,8 @@ def _mean(loss: Tensor, before: Tensor, target: Tensor, config: Any) -> Tensor:
     return (loss.mean(dim=0) * kept).sum() / kept.sum().clamp(min=1)
 
 
-def set_dropout(model: torch.nn.Module, p: float) -> None:
-    """Give every dropout of a model the probability p."""
-    for module in model.modules():
+def set_dropout(encoder: torch.nn.Module, p: float) -> None:
+    """Give every dropout of an encoder the probability p."""
+    for module in encoder.modules():
         if isinstance(module, Dropout):
             module.p = p
