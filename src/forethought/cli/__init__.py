@@ -39,6 +39,7 @@ results:
   compare         leaderboard of several runs: table, Markdown, JSON, HTML report
   recommend       the best next items after a history, or for a user
   think           what a model would recommend after each step of its thought
+  dial            choose how long a model thinks about whom, and measure what that keeps and saves
   grow            draw how a preference grows from noise
   probe           does it need to think on; steer how popular it recommends
 
@@ -53,8 +54,8 @@ all at once:
 EPILOG = "'forethought COMMAND --help' tells the options of a command."
 
 COMMANDS = (
-    "data", "train", "evaluate", "compare", "recommend", "think", "grow", "tune", "probe", "strength", "progress",
-    "export", "demo",
+    "data", "train", "evaluate", "compare", "recommend", "think", "dial", "grow", "tune", "probe", "strength",
+    "progress", "export", "demo",
 )  # fmt: skip
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
