@@ -33,6 +33,10 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help="share of the best fixed depth's NDCG@10 that may be given up (default 0.01)",
     )  # fmt: skip
     parser.add_argument(
+        "--level", type=float, default=0.8, metavar="P",
+        help="confidence that no more is, judged by the validation users; 0.5 goes by their mean alone (default 0.8)",
+    )  # fmt: skip
+    parser.add_argument(
         "--rule", choices=["fixed", "probe", "entropy", "divergence"],
         help="what auto steps go by; by default the rule that takes the fewest on the validation users",
     )  # fmt: skip
@@ -53,7 +57,13 @@ def run(options: argparse.Namespace) -> None:
     opened, seed = Run.open(options.path, options.device), options.seed or 0
     with progress_bar(options.quiet) as progress:
         dial = dialling.fit(
-            opened, most=options.steps, loss=options.loss, seed=seed, rule=options.rule, progress=progress
+            opened,
+            most=options.steps,
+            loss=options.loss,
+            level=options.level,
+            seed=seed,
+            rule=options.rule,
+            progress=progress,
         )
         found = dialling.measure(opened, dial, draws=options.dropout_draws, seed=seed, progress=progress)
     command = shlex.join(["forethought", *sys.argv[1:]])

@@ -58,7 +58,7 @@ class Dial:
         auto: the name of the one that ``auto`` steps go by.
         quality: NDCG@10 after 0 … K steps, on the validation users.
         best: the fixed depth that was best there.
-        loss: share of its NDCG@10 that may be given up.
+        loss, level: share of its NDCG@10 that may be given up, and the confidence that no more is.
         seed: of the probe's halves.
         model: fingerprint of the weights it was made on.
     """
@@ -68,6 +68,7 @@ class Dial:
     quality: tuple[float, ...]
     best: int
     loss: float
+    level: float
     seed: int
     model: str
 
@@ -179,6 +180,7 @@ def fit(
     *,
     most: int | None = None,
     loss: float = 0.01,
+    level: float = 0.8,
     seed: int = 0,
     rule: str | None = None,
     progress: Told | None = None,
@@ -189,6 +191,7 @@ def fit(
         run: of a ReaRec or a LARES.
         most: K, the most steps; by default as many as it was trained for.
         loss: share of the best fixed depth's NDCG@10 that may be given up.
+        level: confidence that no more is, 0.5 going by the mean of the validation users alone.
         seed: of the halves the probe is fitted on.
         rule: that ``auto`` steps go by; by default the one that takes the fewest on the validation users.
         progress: called with what is measured and the number of cases so far.
@@ -199,15 +202,19 @@ def fit(
     """
     if not 0 <= loss < 1:
         raise DataError(f"loss is {loss}; it has to be at least 0 and less than 1.")
+    if not 0.5 <= level < 1:
+        raise DataError(f"level is {level}; it has to be at least 0.5 and less than 1.")
     if rule is not None and rule not in RULES:
         raise DataError(f"rule is {rule!r}; it has to be one of {', '.join(RULES)}.")
     table, _ = look(run, "valid", reasoner(run).config.steps if most is None else most, progress)
-    policies, best = choose(table, loss, seed)
+    if progress is not None:
+        progress("the probe on valid users", len(table.owners))
+    policies, best = choose(table, loss, level, seed)
     auto = min(policies, key=lambda policy: policy.steps).name
     if rule is not None:
         auto = rule if best else "fixed"
     quality = tuple(float(each) for each in table.quality.mean(axis=0))
-    return Dial(policies, auto, quality, best, loss, seed, fingerprint(run.model))
+    return Dial(policies, auto, quality, best, loss, level, seed, fingerprint(run.model))
 
 
 def measure(
@@ -273,9 +280,9 @@ def measure(
     timing = {"users": min(CLOCKED, len(base)), "batch": BATCH, "rounds": ROUNDS, "threads": torch.get_num_threads()}
     return {
         "model": run.kind, "data": run.dataset.fingerprint, "split": "test", "metric": METRIC, "cases": len(base),
-        "users": len(np.unique(table.owners)), "loss": dial.loss, "most": most, "best": best, "auto": dial.auto,
-        "valid": {"seed": dial.seed, METRIC: list(dial.quality)}, "fixed": fixed, "rules": rules, "curves": curves,
-        "label": label, "seed": seed, "timing": {**timing, "device": str(model.device)},
+        "users": len(np.unique(table.owners)), "loss": dial.loss, "level": dial.level, "most": most, "best": best,
+        "auto": dial.auto, "valid": {"seed": dial.seed, METRIC: list(dial.quality)}, "fixed": fixed, "rules": rules,
+        "curves": curves, "label": label, "seed": seed, "timing": {**timing, "device": str(model.device)},
     }  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -109,34 +111,61 @@ def at(quality: Floats, depth: Ints) -> Floats:
     return quality[np.arange(len(depth)), depth]
 
 
-def choose(table: Table, loss: float = 0.01, seed: int = 0) -> tuple[tuple[Policy, ...], int]:
-    """For each rule the setting that takes the fewest steps and keeps (1 - loss) of the best fixed depth's quality.
+def choose(table: Table, loss: float = 0.01, level: float = 0.8, seed: int = 0) -> tuple[tuple[Policy, ...], int]:
+    """For each rule the setting that takes few steps and keeps (1 - loss) of the best fixed depth's quality.
 
-    No rule goes beyond the best fixed depth, so each has a setting that loses nothing. ``fixed`` is the least depth
-    that keeps as much for all alike, which the others have to beat; where the best depth is 0 it stands alone.
+    Every rule starts where nobody answers early, which loses nothing, and is turned towards fewer steps as long as each
+    setting keeps what is to be kept; the first that does not ends the walk. Whoever takes the best of all settings that
+    seem to keep it takes the luckiest. A walk in a fixed order needs no correction for how many it tries: "fixed
+    sequence testing", of Learn then Test (arXiv 2110.01052), which calibrates early exits so in CALM (2207.07061).
+
+    No rule goes beyond the best fixed depth. ``fixed`` is the least depth that keeps as much for all alike, which the
+    others have to beat; where the best depth is 0 it stands alone.
 
     Args:
         table: of validation users.
         loss: share of the quality that may be given up.
+        level: one-sided confidence that no more is, of each rule by itself and over users drawn anew; 0.5 goes by the
+            plain mean.
         seed: of the halves the probe is fitted on.
 
     Returns:
         The policies in the order of :data:`RULES`, and the best fixed depth.
     """
-    fixed = table.quality.mean(axis=0)
-    best = int(fixed.argmax())
-    goal = (1 - loss) * float(fixed[best])
-    least = int((fixed >= goal).argmax())
-    found = [Policy("fixed", least, None, float(least), float(fixed[least]))]
+    best = int(table.quality.mean(axis=0).argmax())
+
+    def walk(name: str, rules: Iterable[tuple[Rule | None, Ints]], level: float = level) -> Policy:
+        kept: list[Policy] = []
+        for rule, depth in rules:
+            reached = at(table.quality, depth)
+            if kept and _bound(reached - (1 - loss) * table.quality[:, best], table.owners, level) < 0:
+                break
+            most = int(depth[0]) if rule is None else best
+            kept.append(Policy(name, most, rule, float(depth.mean()), float(reached.mean())))
+        return kept[-1]
+
+    found = [walk("fixed", ((None, np.full(len(table.owners), step)) for step in range(best, -1, -1)))]
     if best:
-        found.append(_choose_probe(table, best, goal, seed))
+        probes = _probes(table, best, seed)
+        walks = [walk("probe", rules, 1 - (1 - level) / len(probes)) for rules in probes]  # Bonferroni
+        found.append(min(walks, key=lambda policy: policy.steps))
         for name, kind in (("entropy", Entropy(0)), ("divergence", Divergence(0))):
-            found.append(_fewest([judge(name, rule, best, table) for rule in settings(kind, best, table)], goal))
+            found.append(walk(name, ((rule, depths(rule, best, table)) for rule in settings(kind, best, table))))
     return tuple(found), best
 
 
+def _bound(values: Floats, owners: Ints, level: float) -> float:
+    """The lower bound of the mean, by the normal law and the standard error over users; float64 ``[cases]``."""
+    mean = float(values.mean())
+    error = float(np.sqrt((np.bincount(owners, values - mean) ** 2).sum())) / len(values)
+    return mean - NormalDist().inv_cdf(level) * error
+
+
 def settings(rule: Rule, most: int, table: Table) -> list[Rule]:
-    """The rule at every threshold, or every confidence, that is worth trying: quantiles, and beyond either end."""
+    """The rule at every threshold, or every confidence, that is worth trying: quantiles, and beyond either end.
+
+    They go from the one where nobody answers early to fewer and fewer steps.
+    """
     if isinstance(rule, Probe):
         sure = (table.first.double() @ rule.weight + rule.bias).sigmoid()
         return [Probe(**{**vars(rule), "confidence": value}) for value in _confidences(sure.numpy())]
@@ -149,7 +178,8 @@ def settings(rule: Rule, most: int, table: Table) -> list[Rule]:
 
 
 def _confidences(sure: Floats) -> list[float]:
-    return sorted({*np.quantile(sure, np.linspace(0, 1, GRID)).tolist(), float(np.nextafter(1, 2))})
+    values = {*np.quantile(sure, np.linspace(0, 1, GRID)).tolist(), float(np.nextafter(1, 2))}
+    return sorted(values, reverse=True)
 
 
 def judge(name: str, rule: Rule | None, most: int, table: Table) -> Policy:
@@ -158,19 +188,14 @@ def judge(name: str, rule: Rule | None, most: int, table: Table) -> Policy:
     return Policy(name, most, rule, float(depth.mean()), float(at(table.quality, depth).mean()))
 
 
-def _fewest(tried: Sequence[Policy], goal: float) -> Policy:
-    return min((each for each in tried if each.quality >= goal), key=lambda each: (each.steps, -each.quality))
-
-
-def _choose_probe(table: Table, best: int, goal: float, seed: int) -> Policy:
-    """Easy, normal and hard: fitted on either half of the users, and chosen by what it says of the other half.
+def _probes(table: Table, best: int, seed: int) -> list[list[tuple[Probe, Ints]]]:
+    """Probes of every two depths for easy and normal, by falling confidence, each with the depths it gives.
 
     An answer after k steps is *enough* where its quality is at least that after the best fixed depth, so that nothing
     is lost by stopping there; one logistic regression a depth on the standardised r_0 learns when that is so. The label
     asks for what is to be kept and for no more: that most users are found by no depth, and so lose by none, is what
-    makes most of them easy. How sure the probe has to be, and which depths the budgets are (the hard one is the best
-    fixed depth), is then chosen on the quality itself, on users it was not fitted on; so is the penalty, by the
-    log-loss. Last it is fitted on all.
+    makes most of them easy. What a probe says of a user is said, here, by one that was fitted on the other half of the
+    users, and so is the penalty chosen, by log-loss; the probe that is kept is fitted on all.
     """
     enough = table.quality[:, :best] >= table.quality[:, best : best + 1]
     _, owner = np.unique(table.owners, return_inverse=True)
@@ -187,17 +212,16 @@ def _choose_probe(table: Table, best: int, goal: float, seed: int) -> Policy:
     weight, bias = fit_probe(states, enough, alpha)
     sure = np.append(1 / (1 + np.exp(-logits)), np.zeros((len(logits), 1)), axis=1)  # the hard budget asks for nothing
     weight, bias = np.append(weight, np.zeros((len(weight), 1)), axis=1), np.append(bias, 0.0)
-    tried = []
-    for easy in range(best):
-        for normal in range(easy + 1, best + 1):
-            read = [easy, normal]
-            heads = torch.from_numpy(weight[:, read]), torch.from_numpy(bias[read])
-            for confidence in _confidences(sure[:, [each for each in read if each < best]]):
-                depth = np.where(sure[:, normal] >= confidence, normal, best)
-                depth = np.where(sure[:, easy] >= confidence, easy, depth)
-                rule = Probe(*heads, easy, normal, best, confidence)
-                tried.append(Policy("probe", best, rule, float(depth.mean()), float(at(table.quality, depth).mean())))
-    return _fewest(tried, goal)
+    found = []
+    for easy, normal in combinations(range(best + 1), 2):
+        heads = torch.from_numpy(weight[:, [easy, normal]]), torch.from_numpy(bias[[easy, normal]])
+        walk = []
+        for confidence in _confidences(sure[:, [each for each in (easy, normal) if each < best]]):
+            depth = np.where(sure[:, normal] >= confidence, normal, best)
+            depth = np.where(sure[:, easy] >= confidence, easy, depth)
+            walk.append((Probe(*heads, easy, normal, best, confidence), depth))
+        found.append(walk)
+    return found
 
 
 def fit_probe(states: Floats, enough: npt.NDArray[np.bool_], alpha: float) -> tuple[Floats, Floats]:
