@@ -18,7 +18,7 @@ from forethought.errors import ArtefactError, DataError
 from forethought.nn.dropout import Dropout
 from forethought.nn.halting import Divergence, Entropy, Probe
 from forethought.recommenders import dialling
-from forethought.recommenders.dialling import Dial, dropping, fit, look, measure, save
+from forethought.recommenders.dialling import Dial, _best_of_dropout, dropping, fit, look, measure, save
 from forethought.recommenders.latent.policies import Policy, depths, judge
 from forethought.recommenders.run import Run, train
 from forethought.recommenders.thinking import by_steps, thinking
@@ -114,8 +114,7 @@ def test_what_is_measured_is_what_happens(rearec: Run) -> None:
 
 
 def test_dropout_is_drawn_while_all_else_answers(rearec: Run) -> None:
-    dial = dial_of(rearec)
-    one, three, again = (measure(rearec, dial, draws=draws)["label"]["dropout"] for draws in (1, 3, 3))
+    one, three, again = (_best_of_dropout(rearec, 3, draws, 0, None) for draws in (1, 3, 3))
     assert one["ndcg@10"] == one["one"]
     assert three["ndcg@10"] > three["one"]
     assert three["ndcg@10"] >= one["ndcg@10"]
@@ -130,7 +129,7 @@ def test_dropout_is_drawn_while_all_else_answers(rearec: Run) -> None:
     for part in rearec.model.modules():
         if isinstance(part, Dropout):
             part.p = 0.0
-    assert measure(rearec, dial)["label"]["dropout"] is None
+    assert _best_of_dropout(rearec, 3, 3, 0, None) is None
 
 
 @pytest.mark.parametrize("auto", ["fixed", "probe", "entropy", "divergence"])
@@ -226,7 +225,7 @@ def test_what_is_wrong_is_said_in_a_line(
     with pytest.raises(DataError, match="steps is 'soon'"):
         run.recommend(["i1"], steps="soon")  # type: ignore[arg-type]
     monkeypatch.setattr(dialling, "CASES", 161)
-    assert "160 valid cases; a dial takes at least 161" in refused("dial", path)
+    assert "160 valid cases and a dial takes at least 161" in refused("dial", path)
 
 
 def test_a_dial_of_other_weights_or_a_damaged_one_is_refused(rearec: Run) -> None:
@@ -258,7 +257,7 @@ def test_one_that_is_stopped_half_way_leaves_what_was_there(rearec: Run, monkeyp
 def test_no_validation_users_is_said(rearec: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ring(users=3, items=40).targets("test")
     monkeypatch.setattr(Dataset, "targets", lambda *_: few)
-    with pytest.raises(DataError, match="3 valid cases; a dial takes at least 50"):
+    with pytest.raises(DataError, match="3 valid cases and a dial takes at least 50; prepare it with more users"):
         fit(rearec)
 
 

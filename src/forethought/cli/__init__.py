@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     group = common.add_argument_group("options of every command")
     group.add_argument("--seed", type=_whole, metavar="N", help="seed of everything random")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; by default the accelerator, if any")
-    group.add_argument("--threads", type=_positive, metavar="N", help="threads on the CPU")
+    group.add_argument("--threads", type=positive, metavar="N", help="threads on the CPU")
     group.add_argument("--quiet", action="store_true", help="no progress, only results")
     parser = _Parser(
         "forethought", "forethought COMMAND …", GUIDE, EPILOG, [common],
@@ -157,7 +157,8 @@ def _whole(text: str) -> int:
     return number
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1, for an option."""
     number = _number(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    from forethought.cli import _positive
+    from forethought.cli import positive
 
     parser = subparsers.add_parser(
         "dial",
@@ -26,7 +26,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("path", metavar="RUN", help="a run folder of a rearec or a lares")
     parser.add_argument(
-        "--steps", type=_positive, metavar="K", help="the most steps; by default as many as it was trained for"
+        "--steps", type=positive, metavar="K", help="the most steps; by default as many as it was trained for"
     )
     parser.add_argument(
         "--loss", type=float, default=0.01, metavar="A",
@@ -41,7 +41,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help="what auto steps go by; by default the rule that takes the fewest on the validation users",
     )  # fmt: skip
     parser.add_argument(
-        "--dropout-draws", type=_positive, metavar="N",
+        "--dropout-draws", type=positive, metavar="N",
         help="answers under dropout that the best is taken of, beside the oracle; by default K + 1",
     )  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="also write everything as JSON; - for standard output, alone")
@@ -75,20 +75,21 @@ def run(options: argparse.Namespace) -> None:
     if options.json is not None:
         with atomic_file(Path(options.json)) as scratch:
             scratch.write_text(text, encoding="utf-8")
-    print_rows([_row(f"{row['steps']} steps", row, found) for row in found["fixed"]])
-    print_rows([_row(row["rule"] + (", auto" if row["auto"] else ""), row, found) for row in found["rules"]])
+    names = ("ndcg@10", "hr@10", "milliseconds")
+    print_rows([{"": f"{row['steps']} steps", **{name: row[name] for name in names}} for row in found["fixed"]])
+    print_rows([_row(row) for row in found["rules"]])
     print(_verdict(found))
     print(figure)
 
 
-def _row(name: str, row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    cells = {"": name, "steps": float(row["steps"]), "ndcg@10": row["ndcg@10"], "hr@10": row["hr@10"]}
-    if "by_lot" in row:
-        cells |= {
-            "by lot": row["by_lot"],
-            "less best fixed": "{mean:+.4f} ({low:+.4f} to {high:+.4f})".format(**row["difference"]),
-        }
-    return {**cells, "milliseconds": row["milliseconds"]}
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """Of a policy; − best is its NDCG@10 less the best fixed depth's."""
+    difference = row["difference"]
+    return {
+        "": row["rule"] + (", auto" if row["auto"] else ""), "steps": row["steps"], "ndcg@10": row["ndcg@10"],
+        "by lot": row["by_lot"], "− best": difference["mean"], "95 % from": difference["low"], "to": difference["high"],
+        "ms": row["milliseconds"],
+    }  # fmt: skip
 
 
 def _verdict(found: dict[str, Any]) -> str:

@@ -60,6 +60,7 @@ class Entropy:
     reads_answers = True
 
     def halts(self, moment: Moment) -> Tensor:
+        """As :meth:`Rule.halts`."""
         assert moment.answer is not None
         return entropy(moment.answer) < self.threshold
 
@@ -75,6 +76,7 @@ class Divergence:
     reads_answers = True
 
     def halts(self, moment: Moment) -> Tensor:
+        """As :meth:`Rule.halts`."""
         if moment.before is None:
             return torch.zeros(len(moment.first), dtype=torch.bool, device=moment.first.device)
         assert moment.answer is not None
@@ -100,6 +102,7 @@ class Probe:
     reads_answers = False
 
     def halts(self, moment: Moment) -> Tensor:
+        """As :meth:`Rule.halts`."""
         return self.budget(moment.first) <= moment.step
 
     def budget(self, first: Tensor) -> Tensor:

@@ -151,7 +151,10 @@ def look(run: Run, split: Split, most: int, progress: Told | None = None) -> tup
         )
     check_whole("steps", most, least=1)
     if len(targets) < CASES:
-        raise DataError(f"{run.dataset.path} has {len(targets)} {split} cases; a dial takes at least {CASES}.")
+        raise DataError(
+            f"{run.dataset.path} has {len(targets)} {split} cases and a dial takes at least {CASES}; prepare it with "
+            "more users or another split, and train again."
+        )
     columns = []
     for step in range(most + 1):
         with thinking(model, step):
@@ -264,7 +267,8 @@ def measure(
         row |= {"by_lot": float(shares @ quality.mean(axis=0))}
         rules.append({**row, "valid": {"steps": policy.steps, METRIC: policy.quality}})
     for row, test in zip(rules, paired_tests(base, reached, table.owners, seed=seed), strict=True):  # base - reached
-        row["difference"] = {"mean": -test.difference, "low": -test.high, "high": -test.low, "p": test.p_randomisation}
+        low, mean, high = (0.0 - each for each in (test.high, test.difference, test.low))  # 0.0, and no -0.0
+        row["difference"] = {"mean": mean, "low": low, "high": high, "p": test.p_randomisation}
     points = [each for policy in dial.policies if policy.rule is not None for each in _spread(policy, table)]
     curves: dict[str, list[dict[str, float]]] = {policy.name: [] for policy in points}
     for policy in points:
