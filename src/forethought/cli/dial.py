@@ -19,10 +19,10 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         allow_abbrev=False,
         help="choose how long a model thinks about whom, and measure it",
         description="Choose on the validation users how long a ReaRec or a LARES is to think about whom: by the "
-        "entropy of its answer, by how far a step moved it, or by a probe of the state before the first step, each so "
-        "that it keeps a stated share of the best fixed depth's NDCG@10 in the fewest steps. Then measure them on the "
-        "test users, beside every fixed depth, the same steps dealt by lot, and what looking at the label would give. "
-        "Afterwards '--steps auto' of recommend and evaluate takes the best of them.",
+        "entropy of its answer, by how far a step moved it, or by a probe of the state before the first step, each "
+        "turned towards fewer steps for as long as it can be trusted to keep a stated share of the best fixed depth's "
+        "NDCG@10. Then measure them on the test users, beside every fixed depth, the same steps dealt by lot, and what "
+        "looking at the label would give. Afterwards '--steps auto' of recommend and evaluate goes by the best of them.",
     )
     parser.add_argument("path", metavar="RUN", help="a run folder of a rearec or a lares")
     parser.add_argument(

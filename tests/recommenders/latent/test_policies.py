@@ -184,7 +184,7 @@ def test_chains_are_followed_as_far_as_they_go() -> None:
     torch.manual_seed(0)
     task, draws = hops["Task"](hops["MODELS"]["append, K = 3"]()), torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(task.parameters(), 1e-3)
-    for _ in range(800):
+    for _ in range(600):
         edges, start, goal, _ = hops["cases"](hops["BATCH"], draws)
         optimiser.zero_grad()
         task.loss(task.vectors(edges, start), goal).backward()
