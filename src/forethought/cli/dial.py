@@ -22,7 +22,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "entropy of its answer, by how far a step moved it, or by a probe of the state before the first step, each "
         "turned towards fewer steps for as long as it can be trusted to keep a stated share of the best fixed depth's "
         "NDCG@10. Then measure them on the test users, beside every fixed depth, the same steps dealt by lot, and what "
-        "looking at the label would give. Afterwards '--steps auto' of recommend and evaluate goes by the best of them.",
+        "looking at the label would give. Afterwards '--steps auto' of recommend and evaluate goes by one of them.",
     )
     parser.add_argument("path", metavar="RUN", help="a run folder of a rearec or a lares")
     parser.add_argument(
@@ -83,10 +83,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """Of a policy; − best is its NDCG@10 less the best fixed depth's."""
+    """Of a policy, * the one of auto; − best is its NDCG@10 less the best fixed depth's."""
     difference = row["difference"]
     return {
-        "": row["rule"] + (", auto" if row["auto"] else ""), "steps": row["steps"], "ndcg@10": row["ndcg@10"],
+        "": row["rule"] + ("*" if row["auto"] else ""), "steps": row["steps"], "ndcg@10": row["ndcg@10"],
         "by lot": row["by_lot"], "− best": difference["mean"], "95 % from": difference["low"], "to": difference["high"],
         "ms": row["milliseconds"],
     }  # fmt: skip
@@ -100,8 +100,8 @@ def _verdict(found: dict[str, Any]) -> str:
     else:
         kept = "–" if row["of_best_quality"] is None else f"{row['of_best_quality']:.1%}"
         lines = [
-            f"auto ({row['rule']}) keeps {kept} of the NDCG@10 of {best} steps, the best fixed depth on the validation "
-            f"users, in {row['of_best_steps']:.1%} of its steps."
+            f"* auto ({row['rule']}) keeps {kept} of the NDCG@10 of {best} steps, the best fixed depth on the "
+            f"validation users, in {row['of_best_steps']:.1%} of its steps."
         ]
     told = f"Looking at the label: each user's best depth {label['oracle']['ndcg@10']:.4f}"
     if label["dropout"] is not None:
