@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from forethought.nn.reasoning import Backbone
+from forethought.nn.reasoning import Backbone, Change
 
 
 class Moment(NamedTuple):
@@ -120,6 +120,7 @@ def unroll_until(
     rule: Rule,
     read_out: Callable[[Tensor], Tensor],
     answer: Callable[[Tensor], Tensor],
+    change: Change | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Take steps until the rule says, of each row, that it is enough; a row that answers leaves the batch.
 
@@ -131,6 +132,7 @@ def unroll_until(
         rule: is asked after 0, 1, … ``most`` - 1 steps.
         read_out: what is answered by, of r_0 … r_k: float ``[b, k + 1, d]`` → float ``[b, q]``.
         answer: float ``[b, q]`` → log-probabilities float ``[b, N]``.
+        change: as in :func:`forethought.nn.reasoning.unroll`.
 
     Returns:
         What is answered by, float ``[B, q]``, as if exactly so many steps had been asked for, and how many each row
@@ -152,6 +154,8 @@ def unroll_until(
         if len(left) < len(rows):
             rows, now = rows[left], None if now is None else now[left]
             chains, started = [chain[left] for chain in chains], [state.select(left) for state in started]
+        if change is not None:
+            started = [backbone.change(state, change) for state in started]
         started, before = [backbone.step(state) for state in started], now
         chains = [torch.cat([chain, state.latest], dim=1) for chain, state in zip(chains, started, strict=True)]
     return found, taken

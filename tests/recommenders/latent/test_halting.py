@@ -66,6 +66,16 @@ def test_a_halted_answer_is_the_one_of_so_many_steps(name: str) -> None:
     assert model.halting is None
 
 
+@pytest.mark.parametrize("name", ["mean", "lares"])
+def test_a_change_is_made_to_halted_thoughts_too(name: str) -> None:
+    model = make(name)
+    with torch.no_grad(), thinking(model, 3, change=torch.zeros_like, halting=Divergence(0.0)):
+        found = model.query(HISTORY)
+        torch.testing.assert_close(found, model.query(HISTORY, 3), atol=1e-5, rtol=1e-5)
+        model.change = None
+        assert not torch.allclose(found, model.query(HISTORY, 3), atol=1e-3)
+
+
 @pytest.mark.parametrize("held", [1, 70, 10**6])
 @pytest.mark.parametrize(
     "rule", [Entropy(2.87), Divergence(0.003), Probe(*HEADS, easy=0, normal=1, hard=3, confidence=0.5)]

@@ -131,6 +131,7 @@ class LatentReasoner(Recommender):
                 rule,
                 lambda chain: self._compared(self.read_out(chain)),
                 lambda read: (read @ vectors.T).log_softmax(dim=-1),
+                self.change,
             )[0]
             for part in torch.split(history, max(rows, 1))
         ]
