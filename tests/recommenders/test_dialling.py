@@ -159,18 +159,23 @@ def test_auto_steps_answer_as_the_rule_says(rearec: Run, auto: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["rearec", "lares"])
 def test_from_the_command_line(
-    runs: dict[str, Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path],
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = shutil.copytree(runs[name], tmp_path / "run")
     out = tmp_path / "all.json"
     words = ["dial", str(path), "--steps", "3", "--loss", "0.05", "--dropout-draws", "2", "--device", "cpu", "--quiet"]
+    monkeypatch.setattr("sys.argv", ["forethought", *words])
     assert main([*words, "--json", str(out)]) == 0
     told = capsys.readouterr().out
     assert "Looking at the label" in told
     assert told.splitlines()[-1] == str(path / "evaluation" / "test-dial.png")
     found = json.loads((path / "evaluation" / "test-dial.json").read_text())
     assert json.loads(out.read_text()) == found
-    assert found["command"].startswith("forethought ")
+    assert found["command"] == f"forethought {' '.join(words)}"
     assert [row["steps"] for row in found["fixed"]] == [0, 1, 2, 3]
     assert found["valid"]["ndcg@10"][found["best"]] == max(found["valid"]["ndcg@10"])
     assert (found["loss"], found["label"]["dropout"]["draws"], found["model"]) == (0.05, 2, name)
