@@ -40,6 +40,7 @@ results:
   compare         leaderboard of several runs: table, Markdown, JSON, HTML report
   recommend       the best next items after a history, or for a user
   think           what a model would recommend after each step of its thought
+  dial            choose how long a model thinks about whom, and measure what that keeps and saves
   grow            draw how a preference grows from noise
   probe           does it need to think on; steer how popular it recommends
 
@@ -54,8 +55,8 @@ all at once:
 EPILOG = "'forethought COMMAND --help' tells the options of a command."
 
 COMMANDS = (
-    "data", "train", "evaluate", "compare", "recommend", "think", "grow", "tune", "probe", "strength", "progress",
-    "export", "demo",
+    "data", "train", "evaluate", "compare", "recommend", "think", "dial", "grow", "tune", "probe", "strength",
+    "progress", "export", "demo",
 )  # fmt: skip
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     group = common.add_argument_group("options of every command")
     group.add_argument("--seed", type=_whole, metavar="N", help="seed of everything random")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; by default the accelerator, if any")
-    group.add_argument("--threads", type=_positive, metavar="N", help="threads on the CPU")
+    group.add_argument("--threads", type=positive, metavar="N", help="threads on the CPU")
     group.add_argument("--quiet", action="store_true", help="no progress, only results")
     parser = _Parser(
         "forethought", "forethought COMMAND …", GUIDE, EPILOG, [common],
@@ -157,7 +158,8 @@ def _whole(text: str) -> int:
     return number
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1, for an option."""
     number = _number(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")

@@ -30,7 +30,10 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=["test", "valid"], default="test", help="default test")
     parser.add_argument("--seen", choices=["removed", "kept", "both"], default="both", help="which ranking to show")
     parser.add_argument(
-        "--steps", type=_steps, metavar="K,K,…", help="also at these numbers of reasoning steps, such as 0,1,2,4,8"
+        "--steps",
+        type=_steps,
+        metavar="K,K,…",
+        help="also at these numbers of reasoning steps, such as 0,1,2,4,8; auto is what 'forethought dial' chose",
     )
     parser.add_argument(
         "--interventions", action="store_true",
@@ -51,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
         tell = None if progress is None else functools.partial(progress, opened.path.name)
         if options.steps is not None or options.interventions:
             thinking.reasoner(opened)  # before the work is done
+        if "auto" in (options.steps or ()):
+            thinking.depth(opened, "auto")  # so too
         evaluation = opened.evaluate(options.split, seed=seed, progress=tell)
         thoughts: dict[str, list[dict[str, Any]]] = {}
         if options.steps is not None:
@@ -72,13 +77,13 @@ def run(options: argparse.Namespace) -> None:
         print_rows(rows)
 
 
-def _steps(text: str) -> list[int]:
+def _steps(text: str) -> list[int | str]:
     try:
-        steps = [int(part) for part in text.split(",")]
+        steps = [part if part == "auto" else int(part) for part in text.split(",")]
     except ValueError:
         steps = [-1]
-    if min(steps) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is no list of whole numbers such as 0,1,2,4,8")
+    if min((step for step in steps if isinstance(step, int)), default=0) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no list of whole numbers such as 0,1,2,4,8 or 0,2,auto")
     return steps
 
 

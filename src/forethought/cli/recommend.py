@@ -33,12 +33,23 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help="of a PreferGrow: draw the list by N random chains; few make varied lists, each --seed another",
     )  # fmt: skip
     parser.add_argument(
-        "--steps", type=int, metavar="K",
-        help="of a ReaRec or a LARES: think so many steps before answering; by default as many as it was trained for",
+        "--steps", type=steps, metavar="K",
+        help="of a ReaRec or a LARES: think so many steps before answering, by default as many as it was trained for; "
+        "auto thinks as long as 'forethought dial' found this history to need",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON: [{id, title, score}, …]")
     parser.add_argument("--include-seen", action="store_true", help="do not leave out items of the history")
     parser.set_defaults(run=run)
+
+
+def steps(text: str) -> int | str:
+    """A number of steps, or ``auto``."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither a whole number nor auto") from None
 
 
 def parse_history(text: str, catalog: Catalog) -> list[str]:

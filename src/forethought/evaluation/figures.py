@@ -1,4 +1,4 @@
-"""Figures for reports and for growing preferences; :func:`to_svg` makes them fit light and dark pages."""
+"""Figures for reports, growing preferences and adaptive depth; :func:`to_svg` makes them fit light and dark pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -261,6 +261,56 @@ def _grown(probabilities: npt.NDArray[np.float64], wanted: int) -> list[int]:
     best = np.argsort(-probabilities[:, -1], axis=1, kind="stable")[:, : len(SERIES) + 1]
     chosen = dict.fromkeys(int(item) for item in best.T.ravel() if item != wanted)
     return list(chosen)[: len(SERIES)]
+
+
+def dial(found: Mapping[str, Any]) -> Figure:
+    """Quality against mean steps and against time of fixed and adaptive depths; what looking at the label gives beside.
+
+    Filled marks are the settings chosen on validation users. Labels are given an axis of their own: an oracle is no
+    point on the curve of what can be had.
+
+    Args:
+        found: as :func:`forethought.recommenders.dialling.measure` returns it.
+    """
+    metric, fixed, best = found["metric"], found["fixed"], found["fixed"][found["best"]]
+    with _figure(11.4, 4.2, 3, width_ratios=[1, 1, 0.5]) as (figure, [by_steps, by_time, beside]):
+        for axes, across in ((by_steps, "steps"), (by_time, "milliseconds")):
+            axes.axhline((1 - found["loss"]) * best[metric], color=MUTED, linewidth=1, linestyle=":")
+            at = [row[across] for row in fixed], [row[metric] for row in fixed]
+            axes.plot(*at, "o-", color=MUTED, markerfacecolor="none", markersize=6, label="fixed depth")
+            for row in fixed:
+                axes.annotate(
+                    str(row["steps"]), (row[across], row[metric]), (0, 7), textcoords="offset points", ha="center",
+                    color=MUTED, size=8,
+                )  # fmt: skip
+            for number, row in enumerate(found["rules"]):
+                look: Any = {"color": SERIES[number], "marker": MARKERS[number]}
+                curve = found["curves"].get(row["rule"], [])
+                points = [each[across] for each in curve], [each[metric] for each in curve]
+                axes.plot(*points, markersize=4, markerfacecolor="none", linewidth=1.2, alpha=0.8, **look)
+                name = "least fixed depth" if row["rule"] == "fixed" else row["rule"]
+                name += ", auto" if row["auto"] else ""
+                axes.plot(row[across], row[metric], linestyle="none", markersize=9, label=name, **look)
+            axes.margins(x=0.08, y=0.12)
+        by_steps.set_ylabel(f"{title(metric)}, seen items removed")
+        by_steps.set_xlabel("mean steps")
+        by_time.set_xlabel("milliseconds a user, ranking included")
+        by_time.sharey(by_steps)
+        bars = {f"best fixed: {best['steps']}": (best[metric], MUTED)}
+        bars["oracle depth"] = (found["label"]["oracle"][metric], SERIES[8])
+        if (dropout := found["label"]["dropout"]) is not None:
+            bars[f"best of {dropout['draws']}\ndropouts"] = (dropout[metric], SERIES[9])
+        for place, (value, colour) in enumerate(bars.values()):
+            beside.bar(place, value, color=colour, width=0.6)
+            beside.annotate(
+                f"{value:.4f}", (place, value), (0, 3), textcoords="offset points", ha="center", size=8, color=INK
+            )
+        beside.set_xticks(range(len(bars)), list(bars), size=8, rotation=25, ha="right")
+        beside.grid(axis="x", visible=False)
+        beside.set_title("looking at the label")
+        by_steps.set_title(f"keep {1 - found['loss']:.0%} of the best fixed depth (dotted)")
+        _legend(figure, by_steps)
+    return figure
 
 
 def to_svg(figure: Figure, label: str) -> str:

@@ -26,6 +26,10 @@ class Cache(NamedTuple):
     own_key: Tensor
     own_value: Tensor
 
+    def select(self, rows: Tensor) -> Cache:
+        """Of some rows alone, int64 ``[b]``."""
+        return Cache(*(each[rows] for each in self))
+
 
 class CausalAttention(nn.Module):
     """Multi-head attention of each position on itself and what came before.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,11 @@ class State:
     step: int
     position: Tensor | None
 
+    def select(self, rows: Tensor) -> Self:
+        """The thoughts of some rows alone, int64 ``[b]``: what the others cost is saved from here on."""
+        position = None if self.position is None else self.position[rows]
+        return replace(self, latest=self.latest[rows], position=position)
+
 
 @dataclass(frozen=True)
 class Appended(State):
@@ -51,6 +56,12 @@ class Appended(State):
     caches: tuple[Cache, ...]
     visible: Tensor
 
+    def select(self, rows: Tensor) -> Self:
+        """As :meth:`State.select`."""
+        caches = tuple(cache.select(rows) for cache in self.caches)
+        visible = self.visible.expand(len(self.latest), -1, -1)[rows]
+        return replace(super().select(rows), first=self.first[rows], caches=caches, visible=visible)
+
 
 @dataclass(frozen=True)
 class Recurred(State):
@@ -63,6 +74,10 @@ class Recurred(State):
 
     tokens: Tensor
     history: Tensor
+
+    def select(self, rows: Tensor) -> Self:
+        """As :meth:`State.select`."""
+        return replace(super().select(rows), tokens=self.tokens[rows], history=self.history[rows])
 
 
 class Backbone(Protocol):

@@ -42,6 +42,7 @@ from forethought.training.record import (
 )
 
 if TYPE_CHECKING:
+    from forethought.recommenders.dialling import Dial
     from forethought.training.ranking import RankingTrainer
 
 transformers.utils.logging.disable_progress_bar()
@@ -116,6 +117,17 @@ class Run:
             raise DataError(f"{data['path']} was prepared anew since {self.path} was trained on it; train again.")
         return dataset
 
+    @cached_property
+    def dial(self) -> Dial:
+        """What was chosen for this run's adaptive depth.
+
+        Raises:
+            ArtefactError: there is none yet, or it is damaged or of other weights.
+        """
+        from forethought.recommenders.dialling import Dial  # it reads runs
+
+        return Dial.open(self)
+
     def evaluate(self, split: Literal["valid", "test"] = "test", **options: Any) -> Evaluation:
         """Evaluate on a held-out split and keep the result in ``evaluation/``; options as ``forethought.evaluate``."""
         evaluation = evaluate(self.model, self.dataset, split, **options)
@@ -129,7 +141,7 @@ class Run:
         exclude_seen: bool = True,
         chains: int = 0,
         seed: int = 0,
-        steps: int | None = None,
+        steps: int | Literal["auto"] | None = None,
     ) -> list[Recommendation]:
         """The best next items after a history.
 
@@ -141,9 +153,10 @@ class Run:
                 scores are the share of chains. 0 is the deterministic ranking.
             seed: of the chains.
             steps: of latent reasoning, before a ReaRec or a LARES answers; by default as many as it was trained for.
+                ``auto`` takes as many as the run's dial gives this history.
 
         Raises:
-            ArtefactError: chains or steps are asked of a model that has none.
+            ArtefactError: chains or steps are asked of a model that has none, or ``auto`` of a run without a dial.
             DataError: the history is empty or has an item that is not in the catalogue, or a number is none that fits.
         """
         return self._recommend(torch.from_numpy(self.catalog.encode(history)), k, exclude_seen, chains, seed, steps)
@@ -155,14 +168,14 @@ class Run:
         exclude_seen: bool = True,
         chains: int = 0,
         seed: int = 0,
-        steps: int | None = None,
+        steps: int | Literal["auto"] | None = None,
     ) -> list[Recommendation]:
         """The best next items for a user of the training data, after everything the data tells of that user.
 
         Arguments as in :meth:`recommend`.
 
         Raises:
-            ArtefactError: chains or steps are asked of a model that has none.
+            ArtefactError: chains or steps are asked of a model that has none, or ``auto`` of a run without a dial.
             DataError: there is no such user.
         """
         return self._recommend(self.history_of(user), k, exclude_seen, chains, seed, steps)
@@ -178,7 +191,13 @@ class Run:
         return torch.from_numpy(self.dataset.sequences.items[start:stop].astype("int64"))
 
     def _recommend(
-        self, history: Tensor, k: int, exclude_seen: bool, chains: int, seed: int, steps: int | None
+        self,
+        history: Tensor,
+        k: int,
+        exclude_seen: bool,
+        chains: int,
+        seed: int,
+        steps: int | Literal["auto"] | None,
     ) -> list[Recommendation]:
         if not len(history):
             raise DataError("The history is empty; give at least one item.")
@@ -187,10 +206,9 @@ class Run:
         check_whole("seed", seed)
         rows = history[None].to(self.model.device)
         if steps is not None:  # before the chains, which no model with a choice of steps has
-            from forethought.recommenders.thinking import reasoner, thinking  # it reads runs
+            from forethought.recommenders.thinking import depth, reasoner, thinking  # it reads runs
 
-            check_whole("steps", steps)
-            reasoner(self)
+            most, rule = depth(self, steps)
         if chains:
             if not hasattr(self.model, "chain_scores"):
                 raise ArtefactError(f"{self.path} holds a {self.kind}, which draws no chains; name a PreferGrow run.")
@@ -198,7 +216,7 @@ class Run:
             read = newest(rows, self.model.config.max_length)
             best = best_items(self.model.chain_scores(read, chains, generator=draws), rows, k, exclude_seen)
         elif steps is not None:
-            with thinking(reasoner(self), steps):
+            with thinking(reasoner(self), most, halting=rule):
                 best = self.model.recommend(rows, k, exclude_seen)
         else:
             best = self.model.recommend(rows, k, exclude_seen)

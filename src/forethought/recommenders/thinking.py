@@ -15,6 +15,7 @@ from forethought.atomic import atomic_file
 from forethought.data.arguments import check_whole
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation.evaluator import evaluate
+from forethought.nn.halting import Moment, Rule
 from forethought.recommenders.base import best_items, newest
 from forethought.recommenders.latent.model import LatentReasoner
 from forethought.recommenders.run import Run
@@ -60,36 +61,78 @@ def reasoner(run: Run) -> LatentReasoner:
     return run.model
 
 
+def depth(run: Run, steps: int | Literal["auto"]) -> tuple[int, Rule | None]:
+    """The most steps to take, and the rule that lets rows answer earlier; ``auto`` asks the run's dial.
+
+    Raises:
+        ArtefactError: the model takes no number of steps, or ``auto`` is asked of a run without a dial.
+        DataError: ``steps`` is no whole number.
+    """
+    reasoner(run)
+    if steps == "auto":
+        return run.dial.chosen.most, run.dial.chosen.rule
+    check_whole("steps", steps)
+    return steps, None
+
+
 @contextlib.contextmanager
-def thinking(model: LatentReasoner, steps: int | None = None, change: Any = None) -> Iterator[None]:
-    """Inside, the model takes so many steps, and ``change`` is made to what each of them goes on from."""
-    before = model.steps, model.change
-    model.steps, model.change = (model.steps if steps is None else steps), change
+def thinking(
+    model: LatentReasoner, steps: int | None = None, change: Any = None, halting: Rule | None = None
+) -> Iterator[None]:
+    """Inside, the model takes so many steps, ``change`` is made to what each of them goes on from, and ``halting`` lets
+    rows answer earlier."""
+    before = model.steps, model.change, model.halting
+    model.steps, model.change, model.halting = (model.steps if steps is None else steps), change, halting
     try:
         yield
     finally:
-        model.steps, model.change = before
+        model.steps, model.change, model.halting = before
+
+
+class Counted:
+    """A rule that counts, in ``steps``, how many steps those it lets go on will take."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule, self.steps = rule, 0
+
+    @property
+    def reads_answers(self) -> bool:
+        """As the rule's."""
+        return self.rule.reads_answers
+
+    def halts(self, moment: Moment) -> Tensor:
+        """As the rule's."""
+        halts = self.rule.halts(moment)
+        self.steps += int((~halts).sum())
+        return halts
 
 
 def by_steps(
-    run: Run, steps: Sequence[int], split: Split = "test", *, progress: Told | None = None
+    run: Run, steps: Sequence[int | Literal["auto"]], split: Split = "test", *, progress: Told | None = None
 ) -> list[dict[str, Any]]:
     """Quality and time at each number of steps.
 
+    Args:
+        run: of a model that reasons.
+        steps: numbers of steps; ``auto`` is as many as the run's dial gives each user.
+        split: which targets.
+        progress: called with what is measured and the number of cases ranked so far.
+
     Returns:
-        Rows of ``steps``, :data:`METRICS` with seen items removed, and ``milliseconds`` a case, ranking included.
+        Rows of ``steps``, ``mean_steps``, :data:`METRICS` with seen items removed, and ``milliseconds`` a case, ranking
+        included.
 
     Raises:
-        ArtefactError: the model takes no number of steps.
+        ArtefactError: the model takes no number of steps, or ``auto`` is asked of a run without a dial.
         DataError: one of ``steps`` is no whole number.
     """
-    model = reasoner(run)
-    for each in steps:
-        check_whole("steps", each)
     rows = []
-    for each in steps:
-        with thinking(model, each):
-            rows.append({"steps": each, **_measure(run, split, f"{each} steps", progress)})
+    for each, (most, rule) in zip(steps, [depth(run, each) for each in steps], strict=True):  # all are looked at first
+        counted = None if rule is None else Counted(rule)
+        with thinking(reasoner(run), most, halting=counted):
+            found = _measure(run, split, f"{each} steps", progress)
+        mean = float(most) if counted is None else counted.steps / len(run.dataset.targets(split))
+        rows.append({"steps": each, "mean_steps": mean, **found})
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,19 +43,26 @@ class LARES(LatentReasoner):
     def training_steps(self) -> int:
         return draw_depth(self.config.depth, self.config.steps, self.config.shallowest) if self.config.steps else 0
 
-    def query(self, history: Tensor, steps: int | None = None) -> Tensor:
-        """As :meth:`Recommender.query`; a mean over ``test_draws`` initial states where these are noise."""
+    def _after(self, history: Tensor, steps: int) -> Tensor:
+        return torch.stack(self._each_draw(lambda: super(LARES, self)._after(history, steps))).mean(dim=0)
+
+    def _started(self, history: Tensor, position: Tensor) -> list[Any]:
+        each = self._each_draw(lambda: super(LARES, self)._started(history, position))
+        return [state for started in each for state in started]
+
+    def _each_draw(self, ask: Callable[[], Any]) -> list[Any]:
+        """What comes of each of ``test_draws`` initial states; of the one there is where they are no noise."""
         if self.encoder.start != "normal":
-            return super().query(history, steps)
+            return [ask()]
         draws: list[int | None] = [None] if self.config.test_draws == 0 else list(range(self.config.test_draws))
-        queries, before = [], self.encoder.draw
+        found, before = [], self.encoder.draw
         try:
             for draw in draws:
                 self.encoder.draw = draw
-                queries.append(super().query(history, steps))
+                found.append(ask())
         finally:
             self.encoder.draw = before
-        return torch.stack(queries).mean(dim=0)
+        return found
 
     def start_post_training(self) -> None:
         """Keep a frozen copy to measure the distance from, and take the dropout of the second phase."""

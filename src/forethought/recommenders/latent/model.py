@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from forethought.data.dataset import Dataset
 from forethought.data.text import TextVectors
 from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
+from forethought.nn.halting import Rule, unroll_until
 from forethought.nn.reasoning import Change, unroll
 from forethought.nn.softmax import sampled_cross_entropy, softmax_cross_entropy
 from forethought.nn.text_items import TextEmbedding
@@ -21,6 +22,8 @@ from forethought.recommenders.latent.config import LatentConfig
 from forethought.recommenders.latent.item_graph import item_graph
 from forethought.recommenders.latent.losses import info_nce, step_divergence, teacher_divergence
 from forethought.recommenders.latent.same_target import SameTarget
+
+HELD = 1 << 22  # log-probabilities that a rule holds at once
 
 
 class LatentReasoner(Recommender):
@@ -32,6 +35,7 @@ class LatentReasoner(Recommender):
     Attributes:
         steps: taken for an answer; ``config.steps`` until it is set to another number.
         change: made to what each step goes on from, to learn what the thought is worth; None leaves it alone.
+        halting: lets each row answer before ``steps`` are taken; None takes them all.
     """
 
     config_class = LatentConfig
@@ -49,6 +53,7 @@ class LatentReasoner(Recommender):
         self.register_buffer("log_proposal", torch.zeros(config.num_items).log_softmax(0))
         self.steps = config.steps
         self.change: Change | None = None
+        self.halting: Rule | None = None
         self._same_target: SameTarget | None = None
         self.register_buffer("neighbours", None, persistent=False)  # of the items' graph, where there is a teacher
         self.post_init()
@@ -133,9 +138,38 @@ class LatentReasoner(Recommender):
         return self._compared(states) @ self.item_vectors().T
 
     def query(self, history: Tensor, steps: int | None = None) -> Tensor:
-        """As :meth:`Recommender.query`, after ``steps`` steps."""
-        states = self._alone(history, newest_position(history), self.steps if steps is None else steps)
-        return self._compared(self.read_out(states))
+        """As :meth:`Recommender.query`, after ``steps`` steps; by default ``self.steps``, or fewer if ``halting``."""
+        if steps is None and self.halting is not None:
+            return self.until(history, self.halting)
+        return self._after(history, self.steps if steps is None else steps)
+
+    def _after(self, history: Tensor, steps: int) -> Tensor:
+        return self._compared(self.read_out(self._alone(history, newest_position(history), steps)))
+
+    def until(self, history: Tensor, rule: Rule) -> Tensor:
+        """As :meth:`query`, each row after as many of ``self.steps`` as the rule asks of it.
+
+        A rule that reads answers gets them for so many rows at a time that their scores stay small.
+        """
+        vectors = self.item_vectors()
+        rows = max(1, HELD // len(vectors)) if rule.reads_answers else len(history)
+        found = [
+            unroll_until(
+                self.encoder,  # type: ignore[arg-type]  # as in states
+                self._started(part, newest_position(part)[:, None]),
+                self.steps,
+                rule,
+                lambda chain: self._compared(self.read_out(chain)),
+                lambda read: (read @ vectors.T).log_softmax(dim=-1),
+                self.change,
+            )[0]
+            for part in torch.split(history, max(rows, 1))
+        ]
+        return torch.cat(found)
+
+    def _started(self, history: Tensor, position: Tensor) -> list[Any]:
+        """The states before the first step, one an initial state."""
+        return [self.encoder.encode(self.embedding(history), position)]  # type: ignore[operator]
 
     def think(self, history: Tensor, steps: int | None = None) -> Thought:
         """The states after 0, 1, … steps, and what a thought that ends there would recommend.
