@@ -42,11 +42,11 @@ def states(lares: LARES, history: Tensor = HISTORY, depth: int = 4) -> Tensor:
     return lares.states(history, newest_position(history)[:, None], depth)[:, 0].detach()
 
 
-def both_ways(one: Tensor, other: Tensor, masked: bool) -> float:
+def both_ways(one: Tensor, other: Tensor, masked: bool, temperature: float) -> float:
     """In-batch contrast both ways; rows 0 and 3 have one target."""
     total = 0.0
     for a, b in ((one, other), (other, one)):
-        logits = a @ b.T
+        logits = F.cosine_similarity(a[:, None], b[None], dim=-1) / temperature if temperature else a @ b.T
         if masked:
             logits[0, 3] = logits[3, 0] = -math.inf
         total += float(F.cross_entropy(logits, torch.arange(4))) / 2
@@ -54,17 +54,22 @@ def both_ways(one: Tensor, other: Tensor, masked: bool) -> float:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_alignments_as_they_are_written(masked: bool, tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 0.2])
+def test_alignments_as_they_are_written(
+    masked: bool, temperature: float, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = {"trajectory_weight": 0.3, "step_alignment_weight": 0.7, "mask_false_negatives": masked}
-    lares, plain = model(**weights), model()
+    lares, plain = model(**weights, contrast_temperature=temperature), model()
     lares.observe(tiny)
     other = torch.tensor([[1, 2, 0], [2, 3, 4], [2, 0, 0], [5, 1, 2]])
     monkeypatch.setattr(lares._same_target, "draw", lambda history, target: other)
     monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.tensor(high - 1))  # the last that may be drawn
     own, view = states(lares), states(lares, other)
     expected = float(plain(HISTORY, ONE).loss.detach())
-    expected += 0.3 * both_ways(own[:, -1], view[:, -1], masked)
-    expected += 0.7 * both_ways(own[:, -1], own[:, -2], masked)  # the release may take the last state, against itself
+    expected += 0.3 * both_ways(own[:, -1], view[:, -1], masked, temperature)
+    expected += 0.7 * both_ways(
+        own[:, -1], own[:, -2], masked, temperature
+    )  # the release may take the last state, against itself
     assert float(lares(HISTORY, ONE).loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 

@@ -50,6 +50,9 @@ class LatentConfig(RecommenderConfig):
         view: that other view: another history with the same target (``same_target``, LARES), or the same history under
             another dropout mask (``same_history``, DuoRec's unsupervised half).
         step_alignment_weight: of aligning the last state with an earlier one of its own thought (LARES).
+        contrast_temperature: of these contrasts, which then compare states by cosine. At 0 they compare states as a
+            state and an item are compared, which is what the papers do: inner products of wide normed states are so
+            large that the softmax is saturated.
         mask_false_negatives: whether rows with one's own target are kept from being negatives in the contrasts.
     """
 
@@ -89,6 +92,7 @@ class LatentConfig(RecommenderConfig):
     trajectory_weight: float = 0.0
     view: Literal["same_target", "same_history"] = "same_target"
     step_alignment_weight: float = 0.0
+    contrast_temperature: float = 0.0
     mask_false_negatives: bool = True
 
     def validate_reasoning(self) -> None:

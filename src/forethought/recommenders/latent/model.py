@@ -307,12 +307,16 @@ class LatentReasoner(Recommender):
             noise = self.config.noise_std * torch.randn_like(states[:, :1])
             before = states[:, step - 1, None] + noise
             state = self.encoder.step(self.encoder.change(state, lambda _, fed=before: fed))  # type: ignore[operator]
-            query = self._compared(state.latest[:, 0])
-            loss = loss + info_nce(query, self._key(states[:, step]), same)
+            loss = loss + self._told_apart(state.latest[:, 0], states[:, step], same)
         return loss if self.config.step_reduction == "sum" else loss / (states.shape[1] - 1)
 
-    def _key(self, states: Tensor) -> Tensor:
-        return F.normalize(states, dim=-1) if self.config.similarity == "cosine" else states
+    def _told_apart(self, query: Tensor, key: Tensor, same: Tensor | None) -> Tensor:
+        """:func:`info_nce` of states, float ``[B, d]`` each."""
+        if self.config.contrast_temperature:
+            query = F.normalize(query, dim=-1) / self.config.contrast_temperature
+            return info_nce(query, F.normalize(key, dim=-1), same)
+        key = F.normalize(key, dim=-1) if self.config.similarity == "cosine" else key
+        return info_nce(self._compared(query), key, same)
 
     def _alignment(self, history: Tensor, position: Tensor, target: Tensor) -> Tensor:
         """Trajectory-level and step-level alignment, both ways (LARES, SPT); both thoughts have one depth."""
@@ -331,8 +335,7 @@ class LatentReasoner(Recommender):
         return loss
 
     def _both_ways(self, one: Tensor, other: Tensor, same: Tensor | None) -> Tensor:
-        forth = info_nce(self._compared(one), self._key(other), same)
-        return (forth + info_nce(self._compared(other), self._key(one), same)) / 2
+        return (self._told_apart(one, other, same) + self._told_apart(other, one, same)) / 2
 
 
 def draw_position(target: Tensor) -> Tensor:
