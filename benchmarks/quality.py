@@ -56,7 +56,7 @@ class Study:
 
 POPULARITY = System("popularity", random=False)
 KEPT = Path(__file__).with_name("quality")
-ONE_PHASE = ("--post_training", "null")
+ONE_PHASE = ("--one-phase",)
 ML1M = (  # what sasrec/ml1m has and sasrec/beauty has not
     "--model.max_length", "200", "--model.hidden_size", "64", "--model.num_blocks", "2", "--model.dropout", "0.2",
     "--training.epochs", "100", "--training.batch_size", "32", "--training.learning_rate", "2e-3",

@@ -23,6 +23,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="RUN", help="the run folder; by default a new one under runs/")
     parser.add_argument("--name", help="how the run is called; by default as the recipe")
     parser.add_argument("--resume", action="store_true", help="go on with --out where it was stopped")
+    parser.add_argument("--one-phase", action="store_true", help="leave out the recipe's post_training")
     parser.set_defaults(run=run, takes_overrides=True)
 
 
@@ -37,6 +38,8 @@ def run(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     overrides = options.overrides if options.name is None else {**options.overrides, "name": options.name}
+    if options.one_phase:
+        overrides = {**overrides, "post_training": None}
     keywords = {
         "out": options.out,
         "resume": options.resume,

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
+from forethought.cli import main
 from forethought.data.dataset import Dataset
 from forethought.errors import RecipeError
 from forethought.nn.encoder import newest_position
@@ -279,6 +281,18 @@ def test_both_phases_are_one_recipe(tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "status": "running"}))
     resumed = train(recipe, out=tmp_path / "run", device="cpu", quiet=True, resume=True)
     torch.testing.assert_close(resumed.model.score(HISTORY), run.model.score(HISTORY), atol=0, rtol=0)
+
+
+def test_the_second_phase_can_be_left_out(tmp_path: Path) -> None:
+    data = ring(users=120, items=30).save(tmp_path / "data")
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "data": {"path": str(data.path)}}))
+    assert main(["train", str(path), "--out", str(tmp_path / "run"), "--device", "cpu", "--quiet", "--one-phase"]) == 0
+    run = Run.open(tmp_path / "run")
+    assert run.recipe is not None
+    assert run.recipe.post_training is None
+    assert "post_training" not in run.info
+    assert not (tmp_path / "run" / "post-training").exists()
 
 
 def test_a_model_of_one_phase_refuses_a_second(tmp_path: Path) -> None:
