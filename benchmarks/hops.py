@@ -56,6 +56,8 @@ MODELS: dict[str, Callable[[], Network]] = {
     "recur from H, concat": lambda: recurring(adapter="concat"),
     "recur from 0, T + H": lambda: recurring(adapter="residual", start="zero"),
     "recur as published": lambda: recurring(adapter="add", core_norm=True, start="normal", norm="post"),
+    "recur as published, from H": lambda: recurring(adapter="add", core_norm=True, norm="post"),
+    "recur as published, pre-norm": lambda: recurring(adapter="add", core_norm=True, start="normal"),
 }
 DEPTHS = (1, 2, 3, 4, 6, 8, 12)
 
