@@ -94,8 +94,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name in rows[0]:
-        table.add_column(name, justify="right")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
     Console().print(table)
