@@ -100,7 +100,7 @@ docs: $(VENV)/docs.stamp
 BEAUTY ?= data/beauty
 ML1M ?= data/ml1m
 bench: $(VENV)/run.stamp
-	@set -e; for name in prefergrow_step evaluation data_prepare kill_resume capture steering; do \
+	@set -e; for name in prefergrow_step evaluation data_prepare kill_resume latent_steps capture steering; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py --json build/bench/$$name.json; done
 	@if [ -e $(BEAUTY)/manifest.json ]; then echo "== sasrec_epoch"; $(BIN)/python benchmarks/sasrec_epoch.py \
 		--data $(BEAUTY) --recbole-venv build/recbole $(if $(wildcard $(ML1M)/manifest.json),--ml1m $(ML1M)) \

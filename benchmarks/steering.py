@@ -1,11 +1,11 @@
 """What steering costs in ``generate``, and what the same job takes in nnsight, TransformerLens and repeng.
 
-    python benchmarks/steering.py [--model embedded] [--tools build/tools/bin/python] [--json FILE]
+    python benchmarks/steering.py [--model embedded] [--tools PYTHON …] [--json FILE]
 
 64 prompts, 100 new tokens each, greedy, on one model: plain, steered by our hooks at the input of every block, and by
-a bias on the logits, in turns. Then, if ``--tools`` names a Python that has nnsight, transformer-lens and repeng, the
-same two jobs there, in a process of its own: the last-position states of every layer for the prompts, and the steered
-generation, each beside a plain ``generate`` of that process.
+a bias on the logits, in turns. Then the same in nnsight, TransformerLens and repeng, each in a process of its own, in
+the first Python of ``--tools`` that has it (they want different NumPys): the last-position states of every layer for
+the prompts, and the steered generation, each beside a plain ``generate`` of that process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PROMPTS, TOKENS, STRENGTH = 64, 100, 0.05
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--tools", type=Path, default=Path("build/tools/bin/python"))
+    parser.add_argument("--tools", type=Path, nargs="*", default=[*Path("build").glob("tools*/bin/python")])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", help="keep the result here")
@@ -76,7 +76,7 @@ def main() -> None:
         f"{PROMPTS} prompts, {TOKENS} tokens, {blocks} blocks of width {model.config.hidden_size}, key-value cache. "
         "Goal: at most 5 % more than plain.", ["", "s", "more than plain"], rows,
     )  # fmt: skip
-    if options.tools.is_file():
+    if options.tools:
         others(result, options, reasoner, prompts, generate)
     result.save(options.json)
 
@@ -107,7 +107,10 @@ def others(
         rows: list[list[Cell]] = [["forethought", "capture, plain generate", ours["read"], ours["plain"], "1.0", "–"]]
         script = Path(__file__).with_name("steering_tools.py")
         for tool in ("repeng", "nnsight", "transformer_lens"):
-            done = subprocess.run([options.tools, script, tool, job], capture_output=True, text=True)
+            for python in options.tools:
+                done = subprocess.run([python, script, tool, job], capture_output=True, text=True)
+                if done.returncode == 0:
+                    break
             if done.returncode != 0:
                 print(done.stderr[-1500:], file=sys.stderr)
                 rows.append([tool, f"failed: {done.stderr.strip().splitlines()[-1][:60]}", "–", "–", "–", "–"])
