@@ -119,7 +119,7 @@ def test_an_unknown_recipe_is_refused_with_what_there_is():
         recipe_path("prefergrow/beuty")
     with pytest.raises(RecipeError, match=r"try prefergrow/default, prefergrow/demo, prefergrow/aso-adaptive"):
         recipe_path("prefergrow")
-    with pytest.raises(RecipeError, match=r"try prefergrow/default, prefergrow/demo, sasrec/default, sasrec/demo, knn"):
+    with pytest.raises(RecipeError, match=r"try prefergrow/default, prefergrow/demo, rearec/demo, sasrec/default"):
         recipe_path("xyz")
 
 
