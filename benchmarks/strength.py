@@ -15,7 +15,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,19 +188,16 @@ def choices(seeds: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def outcomes(runs: Sequence[Sequence[dict[str, Any]]]) -> Iterator[str]:
-    """A row a knob and place on its scale; the values of some knobs depend on the seed's model of them."""
-    places: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for run in runs:
-        count: Counter[str] = Counter()
-        for row in run:
-            places.setdefault(row["knob"], {}).setdefault(count[row["knob"]], []).append(row)
-            count[row["knob"]] += 1
+    """A row a knob and value, in the order of the values; those of some knobs depend on the seed."""
+    knobs: dict[str, dict[float, list[dict[str, Any]]]] = {}
+    for row in (row for run in runs for row in run):
+        knobs.setdefault(row["knob"], {}).setdefault(row["value"], []).append(row)
     rows = []
-    for knob, found in ((knob, found) for knob, values in places.items() for found in values.values()):
-        values = ", ".join(dict.fromkeys(f"{f['value']:g}" for f in found))
-        cells = [f"{mean(f[key] for f in found):.{digits}f}" for key, digits in (("mean", 1), ("accuracy", 3))]
-        rows.append([knob, values, *cells, f"{mean(f['ended'] for f in found):.1%}"])
-    yield from table(["knob", "value", "thinking tokens", "accuracy", "ended"], rows)
+    for knob, values in knobs.items():
+        for value, found in sorted(values.items()):
+            cells = [f"{mean(f[key] for f in found):.{digits}f}" for key, digits in (("mean", 1), ("accuracy", 3))]
+            rows.append([knob, f"{value:g}", str(len(found)), *cells, f"{mean(f['ended'] for f in found):.1%}"])
+    yield from table(["knob", "value", "seeds", "thinking tokens", "accuracy", "ended"], rows)
 
 
 def mean(values: Iterable[float]) -> float:
