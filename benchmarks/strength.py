@@ -190,14 +190,19 @@ def choices(seeds: Sequence[dict[str, Any]]) -> Iterator[str]:
 def outcomes(runs: Sequence[Sequence[dict[str, Any]]]) -> Iterator[str]:
     """A row a knob and value, in the order of the values; those of some knobs depend on the seed."""
     knobs: dict[str, dict[float, list[dict[str, Any]]]] = {}
-    for row in (row for run in runs for row in run):
-        knobs.setdefault(row["knob"], {}).setdefault(row["value"], []).append(row)
+    for run in runs:
+        plain = next(row["mean"] for row in run if row["knob"] == "none")
+        for row in run:
+            knobs.setdefault(row["knob"], {}).setdefault(row["value"], []).append({**row, "share": row["mean"] / plain})
     rows = []
     for knob, values in knobs.items():
         for value, found in sorted(values.items()):
-            cells = [f"{mean(f[key] for f in found):.{digits}f}" for key, digits in (("mean", 1), ("accuracy", 3))]
-            rows.append([knob, f"{value:g}", str(len(found)), *cells, f"{mean(f['ended'] for f in found):.1%}"])
-    yield from table(["knob", "value", "seeds", "thinking tokens", "accuracy", "ended"], rows)
+            cells = [
+                f"{mean(f[key] for f in found):{form}}"
+                for key, form in (("mean", ".1f"), ("share", ".0%"), ("accuracy", ".3f"), ("ended", ".1%"))
+            ]
+            rows.append([knob, f"{value:g}", str(len(found)), *cells])
+    yield from table(["knob", "value", "seeds", "thinking tokens", "of none", "accuracy", "ended"], rows)
 
 
 def mean(values: Iterable[float]) -> float:
