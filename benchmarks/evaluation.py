@@ -15,19 +15,18 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from forethought.data.batches import gather_rows
-from forethought.data.catalog import Catalog
-from forethought.data.dataset import Dataset, Sequences, Targets
+from forethought.data.dataset import Dataset, Targets
 from forethought.evaluation.evaluator import evaluate
 from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import rank_targets
 from forethought.recommenders.base import Recommender, RecommenderConfig
 from forethought.recommenders.sasrec import SASRec, SASRecConfig
 from forethought.training.devices import find_precision
+from measuring import leave_one_out
 from report import Cell, Result
 
 USERS, ITEMS, EVENTS, KS = 6040, 3416, 165, (5, 10, 20)
@@ -96,15 +95,7 @@ def synthetic_log() -> Dataset:
     log_popularity = -0.8 * np.log(np.arange(1, ITEMS + 1))
     rows = [np.argsort(-(log_popularity + random.gumbel(size=ITEMS)))[:length] + 1 for length in lengths]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Dataset(
-        Sequences(offsets, np.concatenate(rows).astype(np.int32)),
-        train_stop=offsets[1:] - 2,
-        valid_positions=offsets[1:] - 2,
-        test_positions=offsets[1:] - 1,
-        catalog=Catalog(pa.table({"id": np.arange(1, ITEMS + 1)})),
-        users=pa.array(np.arange(USERS)),
-        manifest={"name": "synthetic", "protocol": "leave-one-out", "fingerprint": "none"},
-    )
+    return leave_one_out(offsets, np.concatenate(rows), ITEMS)
 
 
 @torch.no_grad()

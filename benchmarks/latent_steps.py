@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from forethought.data.catalog import Catalog
-from forethought.data.dataset import Dataset, Sequences
+from forethought.data.dataset import Dataset
 from forethought.evaluation.ranking import rank_targets
 from forethought.recommenders.latent.rearec import ReaRec, ReaRecConfig
-from measuring import seconds
+from measuring import leave_one_out, seconds
 from report import Cell, Result
 
 USERS, ITEMS, WIDTH, BLOCKS, HEADS, LENGTH, ROWS, DEPTHS = 2048, 12_101, 128, 2, 2, 50, 256, (1, 2, 4, 8)
@@ -65,15 +63,7 @@ def log_like_beauty() -> Dataset:
     random = np.random.default_rng(0)
     lengths = np.minimum(5 + random.geometric(1 / 4.9, USERS) - 1, 200)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Dataset(
-        Sequences(offsets, random.integers(1, ITEMS + 1, offsets[-1]).astype(np.int32)),
-        train_stop=offsets[1:] - 2,
-        valid_positions=offsets[1:] - 2,
-        test_positions=offsets[1:] - 1,
-        catalog=Catalog(pa.table({"id": np.arange(1, ITEMS + 1)})),
-        users=pa.array(np.arange(USERS)),
-        manifest={"name": "synthetic", "protocol": "leave-one-out", "fingerprint": "none"},
-    )
+    return leave_one_out(offsets, random.integers(1, ITEMS + 1, offsets[-1]), ITEMS)
 
 
 def main() -> None:

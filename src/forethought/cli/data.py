@@ -17,6 +17,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -164,6 +165,16 @@ def working(quiet: bool, title: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: progress.update(task, description=f"{title}: {text}")
 
 
+@contextlib.contextmanager
+def counting(quiet: bool, title: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error, with columns of one's own; yields how to tell it how much is done, and of how much."""
+    shown = (TextColumn("{task.description}", markup=False), BarColumn(), *columns, TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*shown, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 def prepare(args: argparse.Namespace) -> None:
     """Read, clean, split and write a log; print what became of it."""
     from forethought.data.dataset import check_place
@@ -242,19 +253,8 @@ def embed(args: argparse.Namespace) -> None:
 
     dataset = Dataset.open(args.data, verify=True)
     device = str(find_device(args.device))
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        *(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-        console=console,
-        transient=True,
-        disable=args.quiet or not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(f"Reading the text of {args.data}", total=None)
-        made = read(
-            dataset, args.model, batch_size=args.batch_size, device=device,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )  # fmt: skip
+    with counting(args.quiet, f"Reading the text of {args.data}", MofNCompleteColumn()) as tell:
+        made = read(dataset, args.model, batch_size=args.batch_size, device=device, progress=tell)
     number, width = made.vectors.shape
     print(f"{args.data}: {number - made.without_text:,} items read by {made.encoder}, {width} numbers each")
     if made.without_text:
@@ -266,19 +266,10 @@ def download(args: argparse.Namespace) -> None:
     from forethought.data.download import download as fetch
 
     out = Path(args.out or args.name)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        *columns,
-        console=console,
-        transient=True,
-        disable=args.quiet or not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(f"Fetching {args.name}", total=None)
+    with counting(args.quiet, f"Fetching {args.name}", DownloadColumn(), TransferSpeedColumn()) as tell:
         folder = fetch(
             args.name, out, url=args.url, path=args.path, sha256=args.sha256, accept_unverified=args.accept_unverified,
-            timeout=args.timeout, progress=lambda done, total: progress.update(task, completed=done, total=total),
+            timeout=args.timeout, progress=tell,
         )  # fmt: skip
     source = SOURCES.get(args.name)
     print((folder / "SOURCE").read_text(), end="")

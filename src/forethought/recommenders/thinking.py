@@ -15,7 +15,7 @@ from forethought.atomic import atomic_file
 from forethought.data.arguments import check_whole
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation.evaluator import evaluate
-from forethought.nn.halting import Moment, Rule
+from forethought.nn.halting import Moment, Rule, divergence
 from forethought.recommenders.base import best_items, newest
 from forethought.recommenders.latent.model import LatentReasoner
 from forethought.recommenders.run import Run
@@ -214,7 +214,7 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
         best = best_items(scores[None].clone(), rows, k, exclude_seen)
         kept = best.scores[0] > float("-inf")
         now = scores.double().log_softmax(dim=0)
-        moved = None if before is None else float((before.exp() * (before - now)).sum())
+        moved = None if before is None else float(divergence(before, now))
         titles = [run.catalog.title(item) for item in best.items[0][kept].tolist()]
         found.append(Step(step, titles, best.scores[0][kept].tolist(), moved))
         before = now

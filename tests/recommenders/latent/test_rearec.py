@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -177,6 +179,20 @@ def test_noise_has_the_deviation_that_is_named() -> None:
     noise = torch.stack(fed).view(60, 2, 4, 8) - states[:, :2].transpose(0, 1)  # each goes on from the clean state
     assert float(noise.std().detach()) == pytest.approx(0.25, rel=0.06)
     assert float(noise.mean().detach()) == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("contrast_temperature", -0.5, "at least 0"), ("contrast_temperature", math.nan, "at least 0"),
+        ("teacher_neighbours", -1, "at least 0"), ("temperature", 0.0, "greater than 0"),
+        ("cooling", math.inf, "greater than 0"), ("teacher_gamma", 0.0, "greater than 0"), ("experts", 0, "at least 1"),
+        ("text_dropout", 1.0, "less than 1"), ("negatives", 0, "at least 1"),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(key: str, value: float, reason: str) -> None:
+    with pytest.raises(StrictDataclassError, match=rf"{key} is {value}; it has to be .*{reason}"):
+        ReaRecConfig(**SIZES, **{key: value})
 
 
 def test_padding_is_no_class_and_no_answer() -> None:

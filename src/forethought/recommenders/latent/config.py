@@ -106,7 +106,7 @@ class LatentConfig(RecommenderConfig):
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to be greater than 0")
         for key in (
             "steps", "step_weight", "kl_weight", "contrast_weight", "noise_std", "trajectory_weight",
-            "step_alignment_weight", "teacher_weight", "teacher_neighbours",
+            "step_alignment_weight", "contrast_temperature", "teacher_weight", "teacher_neighbours",
         ):  # fmt: skip
             if not 0 <= getattr(self, key) < inf:
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to be at least 0")
