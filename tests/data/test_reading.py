@@ -562,6 +562,20 @@ def test_item_descriptions(tmp_path: Path) -> None:
         Interactions.read(log, items=tmp_path).prepare()
 
 
+def test_an_id_column_that_another_outdoes_is_not_taken(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("1 1 2 3\n2 3 2 1\n")
+    items = tmp_path / "items.jsonl"
+    rows = [{"item_id": i, "title": f"number {i + 1}", "catalogue_number": i + 1} for i in range(3)]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="3 items 2 are in column 'item_id' and 3 in 'catalogue_number'; name"):
+        Interactions.read(log, items=items).prepare()
+    right = Interactions.read(log, items=items, items_id="catalogue_number").prepare()
+    assert right.catalog.title(right.catalog.item(3)) == "number 3"
+    named = Interactions.read(log, items=items, items_id="item_id").prepare()  # who names it is believed
+    assert named.catalog.title(named.catalog.item(1)) == "number 2"
+
+
 @pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pl.LazyFrame, pa.table])
 def test_items_may_be_described_by_any_table(make: Any, tmp_path: Path) -> None:
     items = make({"key": ["a", "b"], "title": ["Alpha", "Beta"]})

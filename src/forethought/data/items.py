@@ -57,7 +57,8 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
         source, of how many items it tells more than the id, and of how many it does not.
 
     Raises:
-        DataError: the file cannot be read or has no id column.
+        DataError: the file cannot be read, has no id column, or has one that nobody named and another that knows more
+            items of the log.
     """
     columns: dict[str, pa.Array] = {"id": ids}
     if source is None:
@@ -69,7 +70,13 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
     spaced = isinstance(source.source, Path) and source.source.suffix == ".item"  # RecBole parts lists by spaces
     seen: set[int] = set()
     described = 0
+    named = "id" in (source.columns or {})
+    rivals: dict[str, set[int]] = {} if named else {name: set() for name in names if name != roles["id"]}
     for record in records:
+        for name, met in rivals.items():
+            value = record.get(name)
+            if isinstance(value, (str, int)) and str(value) in rows:
+                met.add(rows[str(value)])
         row = rows.get(str(record.get(roles["id"])))
         if row is None or row in seen:  # the first description of an item counts
             continue
@@ -78,6 +85,12 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
             value = record.get(roles[role])
             values[row] = _categories(value, spaced) if role == "categories" else _text(value)
         described += any(values[row] for values in found.values())
+    rival = max(rivals, key=lambda name: len(rivals[name]), default=None)
+    if rival is not None and len(rivals[rival]) > len(seen):
+        raise DataError(
+            f"{source.name}: of the log's {len(ids):,} items {len(seen):,} are in column {roles['id']!r} and "
+            f"{len(rivals[rival]):,} in {rival!r}; name the one that has their ids with --items-id."
+        )
     if not seen:
         example = ", ".join(str(value) for value in ids[:3].to_pylist())
         raise DataError(
