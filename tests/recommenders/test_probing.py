@@ -12,6 +12,7 @@ import torch
 
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError
+from forethought.recommenders.latent.lares import LARES, LARESConfig
 from forethought.recommenders.popularity import Popularity, PopularityConfig
 from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.model import PreferGrow
@@ -104,6 +105,25 @@ def test_popularity_moves_along_its_direction_and_not_along_a_random_one(data: D
     assert json.loads((out / "probe.json").read_text())["popularity"] == steered.rows
     assert (out / "novelty.png").stat().st_size > 1000
     assert not run.model.encoder.final_norm._forward_hooks  # nothing stays steered
+
+
+@pytest.mark.parametrize("core_norm", [True, False])
+def test_a_recurrence_is_steered_at_the_norm_its_answers_are_read_by(data: Dataset, core_norm: bool) -> None:
+    def lares(**keys: Any) -> Run:
+        torch.manual_seed(0)
+        sizes = {"num_items": data.num_items, "max_length": 12, "hidden_size": 8, "core_blocks": 2}
+        return run_of(LARES(LARESConfig(**sizes, core_norm=core_norm, **keys)), data)
+
+    run = lares()
+    encoder, hooked = run.model.encoder, set()
+    norms = encoder.final_norm, encoder.core_norm
+    encoder.final_norm.register_forward_pre_hook(
+        lambda *_: hooked.add(tuple(bool(norm._forward_hooks) for norm in norms))
+    )
+    steer_popularity(run, [1.0], random=0)
+    assert hooked == {(False, False), (True, False)}
+    with pytest.raises(ArtefactError, match="has no final norm to read or steer"):
+        steer_popularity(lares(norm="post"), [1.0])
 
 
 def test_models_without_steps_or_vectors_are_refused(data: Dataset, tiny: Dataset) -> None:

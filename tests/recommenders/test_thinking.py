@@ -22,7 +22,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("runs")
     data = str(ring(users=120, items=30).save(folder / "data").path)
     found = {}
-    for kind, settings in (("rearec", {"steps": 2}), ("lares", {"steps": 2}), ("sasrec", {})):
+    for kind, settings in (
+        ("rearec", {"steps": 2}), ("lares", {"steps": 2}), ("sasrec", {}), ("plain", {"type": "rearec", "steps": 0}),
+    ):  # fmt: skip
         recipe: dict[str, Any] = {
             "name": kind, "model": {"type": kind, "hidden_size": 8, **settings}, "data": {"path": data},
             "training": {"max_steps": 20, "batch_size": 32, "learning_rate": 0.01},
@@ -63,6 +65,15 @@ def test_a_model_without_steps_is_refused(runs: dict[str, Run]) -> None:
         reasoner(runs["sasrec"])
     with pytest.raises(ArtefactError, match="holds a sasrec"):
         runs["sasrec"].recommend_user("u1", steps=2)
+    for ask in (
+        lambda: by_steps(runs["plain"], [0, 1]), lambda: by_intervention(runs["plain"]),
+        lambda: answers(runs["plain"], torch.tensor([1, 2]), steps=2),
+        lambda: runs["plain"].recommend_user("u1", steps=2),
+    ):  # fmt: skip
+        with pytest.raises(ArtefactError, match="plain was trained with 0 steps and can take none"):
+            ask()
+    assert len(answers(runs["plain"], torch.tensor([1, 2]))) == 1
+    assert runs["plain"].recommend_user("u1", steps=0) == runs["plain"].recommend_user("u1")
     with pytest.raises(DataError, match="steps is -1"):
         runs["lares"].recommend_user("u1", steps=-1)
 
@@ -100,6 +111,10 @@ def test_from_the_command_line(runs: dict[str, Run], capsys: pytest.CaptureFixtu
     assert [item["title"] for item in json.loads(capsys.readouterr().out)][:3] == steps[1]["titles"]
     assert main(["evaluate", str(runs["sasrec"].path), "--interventions"]) == 2
     assert "whose steps cannot be chosen" in capsys.readouterr().err
+    for words in (["--steps", "0,1"], ["--interventions"]):
+        assert main(["evaluate", str(runs["plain"].path), *words]) == 2
+        assert "trained with 0 steps" in capsys.readouterr().err
+    assert not (runs["plain"].path / "evaluation" / "test.json").exists()
     with pytest.raises(SystemExit):
         main(["evaluate", str(run.path), "--steps", "one"])
     assert "no list of whole numbers" in capsys.readouterr().err

@@ -52,10 +52,11 @@ def run(options: argparse.Namespace) -> None:
     with progress_bar(options.quiet) as progress:
         seed = 0 if options.seed is None else options.seed
         tell = None if progress is None else functools.partial(progress, opened.path.name)
-        if options.steps is not None or options.interventions:
-            thinking.reasoner(opened)  # before the work is done
-        if "auto" in (options.steps or ()):
-            thinking.depth(opened, "auto")  # so too
+        for each in options.steps or ():  # before the work is done
+            thinking.depth(opened, each)
+        if options.interventions:
+            thinking.reasoner(opened)
+            thinking.refuse_untrained(opened)
         evaluation = opened.evaluate(options.split, seed=seed, progress=tell)
         thoughts: dict[str, list[dict[str, Any]]] = {}
         if options.steps is not None:

@@ -302,7 +302,10 @@ class RecurrentEncoder(CausalEncoder):
         return read
 
     def change(self, state: Recurred, change: Change) -> Recurred:
-        """``change`` made to the tokens that the core reads next, float ``[B, L, d]``."""
+        """``change`` made to the thought that the core reads next, float ``[B, L, d]``: to the tokens, or, where only
+        they carry the history, to what the steps have added to it."""
+        if self.start == "history" and self.adapt.adapter == "none":
+            return replace(state, tokens=state.history + change(state.tokens - state.history))
         return replace(state, tokens=change(state.tokens))
 
 

@@ -7,14 +7,14 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forethought.atomic import atomic_folder
 from forethought.data.batches import target_batches
@@ -25,6 +25,7 @@ from forethought.instruments.direction import random_directions
 from forethought.instruments.settling import kept
 from forethought.instruments.sites import Stack
 from forethought.instruments.steering import Steering
+from forethought.nn.encoder import CausalEncoder
 from forethought.recommenders.run import Run
 
 METRICS = ("ndcg@10", "hr@10", "novelty@10", "popular@10", "coverage@10")
@@ -159,6 +160,10 @@ def steer_popularity(
         ArtefactError: the model has no final norm, or no inner product.
     """
     stack, direction = Stack.of(run.model), popularity_direction(run)
+    encoder = getattr(run.model, "encoder", None)
+    if isinstance(encoder, CausalEncoder):  # a recurrence has norms between its blocks, too
+        norm = encoder.final_norm
+        stack = replace(stack, norm=None if isinstance(norm, nn.Identity) else norm)
     stack.check("norm")
     direction = direction / direction.norm() * math.sqrt(len(direction))  # as long as what a layer norm gives
     directions = {"popularity": direction}

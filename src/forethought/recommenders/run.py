@@ -263,6 +263,8 @@ def train(
         )
     if recipe.post_training is not None and not model_class(recipe.model["type"]).has_post_training:
         raise RecipeError(f"Recipe {recipe.name}: a {recipe.model['type']} has no second phase; remove post_training.")
+    if recipe.post_training is not None and not recipe.model["steps"]:
+        raise RecipeError(f"Recipe {recipe.name}: with 0 steps there is no second phase; give --one-phase.")
     dataset = Dataset.open(recipe.data.path, verify=True)
     data = dataclasses.replace(recipe.data, path=str(Path(recipe.data.path).resolve()))
     recipe = dataclasses.replace(recipe, data=data)

@@ -65,14 +65,27 @@ def depth(run: Run, steps: int | Literal["auto"]) -> tuple[int, Rule | None]:
     """The most steps to take, and the rule that lets rows answer earlier; ``auto`` asks the run's dial.
 
     Raises:
-        ArtefactError: the model takes no number of steps, or ``auto`` is asked of a run without a dial.
+        ArtefactError: the model takes no number of steps or was trained with 0, or ``auto`` is asked of a run without
+            a dial.
         DataError: ``steps`` is no whole number.
     """
     reasoner(run)
     if steps == "auto":
         return run.dial.chosen.most, run.dial.chosen.rule
     check_whole("steps", steps)
+    if steps:
+        refuse_untrained(run)
     return steps, None
+
+
+def refuse_untrained(run: Run) -> None:
+    """Refuse steps of a model that never took one.
+
+    Raises:
+        ArtefactError: it was trained with 0.
+    """
+    if not run.model.config.steps:
+        raise ArtefactError(f"{run.path} was trained with 0 steps and can take none.")
 
 
 @contextlib.contextmanager
@@ -147,15 +160,14 @@ def by_intervention(
         Rows of ``thoughts``, :data:`METRICS` with seen items removed, and ``milliseconds``.
 
     Raises:
-        ArtefactError: the model takes no steps.
+        ArtefactError: the model takes no steps, or was trained with 0.
     """
-    model = reasoner(run)
-    if not model.steps:
-        raise ArtefactError(f"{run.path} was trained with 0 steps; there is no thought to take from it.")
+    reasoner(run)
+    refuse_untrained(run)
     rows = [{"thoughts": "its own", **_measure(run, split, "its own", progress)}]
     for name, change in INTERVENTIONS.items():
         generator = torch.Generator().manual_seed(seed)
-        with thinking(model, change=lambda fed, by=change, draws=generator: by(fed, draws)):
+        with thinking(reasoner(run), change=lambda fed, by=change, draws=generator: by(fed, draws)):
             rows.append({"thoughts": name, **_measure(run, split, name, progress)})
     return rows
 
@@ -198,6 +210,7 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
         exclude_seen: leave out items of the history.
 
     Raises:
+        ArtefactError: the model was trained with 0 steps and is asked for some.
         DataError: the history is empty, or a number is none that fits.
     """
     if not len(history):
@@ -205,6 +218,8 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
     check_whole("k", k, least=1)
     if steps is not None:
         check_whole("steps", steps)
+        if steps and isinstance(run.model, LatentReasoner):
+            refuse_untrained(run)
     rows = history[None].to(run.model.device)
     thought = run.model.think(newest(rows, run.model.config.max_length), steps)
     assert thought.answers is not None

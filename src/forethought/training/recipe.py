@@ -160,11 +160,19 @@ class Recipe:
         for key in tree:
             _known(str(key), fields, sources.get(str(key), where))
         reader, second = _Reader(where, sources), tree.get("post_training")
+        training = reader.section("training", TrainingRecipe, tree.get("training"))
+        if isinstance(second, dict):  # the better phase is kept, so one metric judges both
+            second.setdefault("select_by", training.select_by)
+            if second["select_by"] != training.select_by:
+                raise RecipeError(
+                    f"{where}: post_training.select_by is {second['select_by']!r} and training.select_by "
+                    f"{training.select_by!r}; the better of the phases is kept, so give both the same."
+                )
         return cls(
             name=reader.value("name", str, tree.get("name", "run")),
             model=reader.model(tree.get("model"), config_class),
             data=reader.section("data", DataRecipe, tree.get("data")),
-            training=reader.section("training", TrainingRecipe, tree.get("training")),
+            training=training,
             evaluation=reader.section("evaluation", EvaluationRecipe, tree.get("evaluation")),
             post_training=None if second is None else reader.section("post_training", TrainingRecipe, second),
             seed=reader.value("seed", int, tree.get("seed", 0), low=0, high=2**32 - 1),

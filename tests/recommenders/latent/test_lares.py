@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ from forethought.recommenders.latent import post_training
 from forethought.recommenders.latent.lares import LARES, LARESConfig
 from forethought.recommenders.latent.post_training import advantages, divergence, hits, roll_out
 from forethought.recommenders.run import Run, train
+from forethought.recommenders.thinking import INTERVENTIONS
 
 from ...planted import ring
 
@@ -106,6 +108,37 @@ def test_answers_are_averaged_over_initial_states() -> None:
     lares.encoder.draw = 0
     assert not torch.allclose(queries[0], queries[1])
     torch.testing.assert_close(lares.query(HISTORY), torch.stack(queries).mean(dim=0))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_thought_shows_what_is_answered(draws: int) -> None:
+    lares = model(start="normal", adapter="add", test_draws=draws)
+    torch.testing.assert_close(lares.think(HISTORY).answers[:, -1], lares.score(HISTORY))
+
+
+def test_taking_the_thought_away_leaves_the_history() -> None:
+    """With T_0 = H and no adapter nothing but the tokens brings the history on."""
+    lares = model(steps=3)
+    for block in lares.encoder.core:  # the steps add nothing, so nothing is lost with them
+        for part in (block.attention.output, block.feed_forward[3]):
+            torch.nn.init.zeros_(part.weight)
+            torch.nn.init.zeros_(part.bias)
+    before = lares.score(HISTORY)
+    for intervene in INTERVENTIONS.values():
+        lares.change = lambda fed, by=intervene: by(fed, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(lares.score(HISTORY), before)
+    for settings in ({}, {"start": "zero", "adapter": "residual"}):
+        lares = model(steps=3, **settings)
+        lares.change = None
+        before = lares.score(HISTORY)
+        for intervene in INTERVENTIONS.values():
+            lares.change = lambda fed, by=intervene: by(fed, torch.Generator().manual_seed(0))
+            assert float((lares.score(HISTORY) - before).abs().max().detach()) > 0.01
+
+
+def test_a_contrast_of_appended_tokens_is_refused() -> None:
+    with pytest.raises(StrictDataclassError, match="contrast_weight is of appended tokens"):
+        model(contrast_weight=1.0)
 
 
 def test_a_thought_goes_as_deep_as_it_is_asked_to() -> None:
@@ -235,6 +268,24 @@ def test_the_released_objective_as_it_is_written() -> None:
     assert found == pytest.approx(float((0.5 * torch.stack(kls) - better).mean()), abs=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["thought", "released"])
+def test_the_second_phase_rewards_what_is_ranked_by(objective: Any) -> None:
+    found = {}
+    for readout in ("last", "mean", "gate"):
+        lares = model(readout=readout, post_objective=objective, post_candidates=0, post_beta=1.0).train()
+        lares.start_post_training()
+        with torch.no_grad():
+            lares.embedding.weight[1:] += 0.1 * torch.randn(N, 8)
+        found[readout], grad = grads(lares)
+        assert all(float(grad[name].abs().max()) > 0 for name in grad if "readout_gate" in name)
+    assert len({round(loss, 6) for loss in found.values()}) == 3
+    lares = model(readout="mean", steps=2)
+    noise = [torch.zeros(2, 4, 5, 8) for _ in range(2)]
+    rolled = roll_out(lares, HISTORY, TARGET, noise, 0.3)
+    for group in range(2):
+        torch.testing.assert_close(rolled.logits[group], lares.score(HISTORY))
+
+
 def test_targets_the_reference_never_finds_are_left_out() -> None:
     lares = model(post_candidates=3, post_beta=1.0).train()
     lares.start_post_training()
@@ -293,6 +344,27 @@ def test_the_second_phase_can_be_left_out(tmp_path: Path) -> None:
     assert run.recipe.post_training is None
     assert "post_training" not in run.info
     assert not (tmp_path / "run" / "post-training").exists()
+
+
+def test_one_metric_judges_both_phases(tmp_path: Path) -> None:
+    data = ring(users=120, items=30).save(tmp_path / "data")
+    recipe = {**RECIPE, "data": {"path": str(data.path)}, "training": {"max_steps": 2, "select_by": "hr@20"}}
+    run = train(recipe, out=tmp_path / "run", device="cpu", quiet=True)
+    second = run.info["post_training"]
+    assert second["metric"] == "hr@20"
+    for path, phase in ((tmp_path / "run", "before"), (tmp_path / "run" / "post-training", "after")):
+        lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+        assert max(line["valid/hr@20"] for line in lines if "valid/hr@20" in line) == second[phase]
+    with pytest.raises(RecipeError, match=r"post_training\.select_by is 'ndcg@5' and training\.select_by 'hr@20'"):
+        train(recipe, overrides={"post_training.select_by": "ndcg@5"}, out=tmp_path / "no")
+
+
+def test_without_steps_there_is_no_second_phase(tmp_path: Path) -> None:
+    data = ring(users=120, items=30).save(tmp_path / "data")
+    recipe = {**RECIPE, "data": {"path": str(data.path)}}
+    with pytest.raises(RecipeError, match="with 0 steps there is no second phase; give --one-phase"):
+        train(recipe, overrides={"model.steps": 0}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_of_one_phase_refuses_a_second(tmp_path: Path) -> None:

@@ -177,6 +177,8 @@ class LARESConfig(LatentConfig):
         ):  # fmt: skip
             if getattr(self, key) < least:
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to be at least {least}")
+        if self.contrast_weight:
+            raise ValueError("contrast_weight is of appended tokens; a lares has trajectory_weight in its place")
         if self.post_objective == "thought" and not self.post_noise:
             raise ValueError("post_noise is 0; without noise all thoughts of a group are one")
         if not 0 <= self.post_dropout < 1:

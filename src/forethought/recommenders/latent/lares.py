@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from forethought.nn.reasoning import RecurrentEncoder, draw_depth
+from forethought.nn.thought import Thought
 from forethought.recommenders.base import RecommenderOutput
 from forethought.recommenders.latent.config import LARESConfig
 from forethought.recommenders.latent.model import LatentReasoner, draw_position
@@ -49,6 +51,13 @@ class LARES(LatentReasoner):
     def _started(self, history: Tensor, position: Tensor) -> list[Any]:
         each = self._each_draw(lambda: super(LARES, self)._started(history, position))
         return [state for started in each for state in started]
+
+    def think(self, history: Tensor, steps: int | None = None) -> Thought:
+        """As :meth:`LatentReasoner.think`, averaged over the initial states that an answer is averaged over."""
+        each: list[Thought] = self._each_draw(lambda: super(LARES, self).think(history, steps))
+        states = torch.stack([thought.states for thought in each]).mean(dim=0)
+        answers = torch.stack([thought.answers for thought in each if thought.answers is not None]).mean(dim=0)
+        return replace(each[0], states=states, answers=answers)
 
     def _each_draw(self, ask: Callable[[], Any]) -> list[Any]:
         """What comes of each of ``test_draws`` initial states; of the one there is where they are no noise."""

@@ -63,6 +63,7 @@ def roll_out(model: Any, history: Tensor, target: Tensor, noise: list[Tensor], d
     encoder, position = model.encoder, newest_position(history).repeat(group)
     state: Recurred = encoder.encode(model.embedding(history).repeat(group, 1, 1), position[:, None])
     real = (torch.arange(history.shape[1], device=history.device) <= position[:, None])[..., None]
+    chain = [state.latest[:, 0]]
     log_p, score = [], torch.zeros(group * rows, device=history.device)
     logits = torch.empty(0)
     for drawn in noise:
@@ -71,7 +72,8 @@ def roll_out(model: Any, history: Tensor, target: Tensor, noise: list[Tensor], d
         score = score + (z * mean.tokens).sum(dim=(1, 2)) / (
             deviation * len(noise) * real.sum(dim=(1, 2)) * z.shape[-1]
         )
-        logits = model.logits(encoder.read_out(mean.tokens + deviation * z, position[:, None])[:, 0])
+        chain.append(encoder.read_out(mean.tokens + deviation * z, position[:, None])[:, 0])
+        logits = model.logits(model.read_out(torch.stack(chain, dim=1)))
         log_p.append(logits.log_softmax(dim=-1).gather(1, target.repeat(group)[:, None])[:, 0])
         state = replace(mean, tokens=(mean.tokens + deviation * z).detach())
     return Rollouts(
@@ -116,8 +118,9 @@ def released_loss(model: Any, reference: Any, history: Tensor, target: Tensor) -
         steps = {}
         for name, thinker in (("now", model), ("before", reference)):
             with torch.set_grad_enabled(name == "now"):
-                states = thinker.states(history, position[:, None], depth)[:, 0, 1:]
-                scores = thinker.logits(states)
+                states = thinker.states(history, position[:, None], depth)[:, 0]
+                read = [thinker.read_out(states[:, : step + 2]) for step in range(depth)]
+                scores = thinker.logits(torch.stack(read, dim=1))
                 chosen = target[:, None, None].expand(-1, depth, 1)
                 steps[name] = scores.log_softmax(dim=-1).gather(2, chosen)[..., 0]
             if name == "now":
