@@ -155,7 +155,7 @@ def make(run: str, system: System, seed: int, data: Path, options: argparse.Name
         for file in ("recipe.yaml", "run.json", "evaluation/test.json"):
             text = (folder / file).read_text(encoding="utf-8")
             for path, name in ((options.data, "DATA"), (options.runs, "RUNS")):
-                text = text.replace(str(path.resolve()), name).replace(str(path), name)
+                text = text.replace(str(path), name)
             if file == "run.json":
                 where = circumstances()
                 text = json.dumps(
@@ -218,6 +218,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.write and not (options.data and options.runs):
         parser.error("--data and --runs are needed to train; --write alone writes the page")
+    if not options.write:  # absolute: as words they might stand anywhere in what is kept
+        options.data, options.runs = options.data.resolve(), options.runs.resolve()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     sections = []
     for name in options.only:

@@ -29,7 +29,7 @@ def test_the_highest_items_and_the_target_are_drawn_for_each_w():
     levels, chances = growing()
     target = int(np.argsort(chances[-1, -1])[5])  # none of the highest
     ranks = (3.0, 1204.0, 6.0)
-    figure = draw_growing([0, 1, 2], levels, chances, TITLES, TITLES[target], ranks)
+    figure = draw_growing([0, 1, 2], levels, chances, TITLES, target, ranks)
     highest = {int(item) for panel in chances for item in np.argsort(-panel[-1])[:3]} - {target}
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["w = 0", "w = 1", "w = 2"]
     for number, axes in enumerate(figure.axes):
@@ -42,15 +42,26 @@ def test_the_highest_items_and_the_target_are_drawn_for_each_w():
 
 def test_a_target_among_the_highest_is_drawn_once_and_none_is_needed():
     levels, chances = growing()
-    best = TITLES[int(np.argmax(chances[-1, -1]))]
-    assert best not in lines_of(draw_growing([0, 1, 2], levels, chances, TITLES, best).axes[0])
+    best = int(np.argmax(chances[-1, -1]))
+    assert TITLES[best] not in lines_of(draw_growing([0, 1, 2], levels, chances, TITLES, best).axes[0])
     assert not any("came next" in label for label in lines_of(draw_growing([0, 1, 2], levels, chances, TITLES).axes[0]))
+
+
+def test_of_two_items_with_one_title_the_one_that_came_next_is_drawn():
+    levels, chances = growing()
+    order = np.argsort(-chances[-1, -1])
+    low, high = int(order[-1]), int(order[0])
+    titles = ["Emma" if item in (low, high) else title for item, title in enumerate(TITLES)]
+    for target, other in ((low, high), (high, low)):
+        lines = lines_of(draw_growing([2.0], levels, chances[-1:], titles, target).axes[0])
+        np.testing.assert_allclose(lines["came next: Emma"].get_ydata(), chances[-1, :, target])
+        assert ("Emma" in lines) == (other == high)
 
 
 def test_one_w_one_step_and_a_zero_probability_are_drawn():
     chances = np.full((1, 1, 30), 1 / 29)
     chances[0, 0, 3] = 0.0
-    assert "<path" in to_svg(draw_growing([2.0], [1.0], chances, TITLES, TITLES[3]), "one step")
+    assert "<path" in to_svg(draw_growing([2.0], [1.0], chances, TITLES, 3), "one step")
 
 
 @pytest.mark.filterwarnings("error")
@@ -71,7 +82,7 @@ def test_the_page_and_the_picture(tmp_path):
     levels, chances = growing()
     history = ["An <old> film", "A newer one"]
     png, page = write_growing(
-        tmp_path / "grow", [0, 1, 2], levels, chances, TITLES, TITLES[7], history=history, facts=[("user", "ann & bob")]
+        tmp_path / "grow", [0, 1, 2], levels, chances, TITLES, 7, history=history, facts=[("user", "ann & bob")]
     )
     picture = imread(png)
     assert picture.shape[0] > 400

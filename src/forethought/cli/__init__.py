@@ -118,7 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("options of every command")
     group.add_argument("--seed", type=_whole, metavar="N", help="seed of everything random")
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; by default the accelerator, if any")
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 …; by default the accelerator, if any, to train, and the CPU for a trained recommender",
+    )
     group.add_argument("--threads", type=positive, metavar="N", help="threads on the CPU")
     group.add_argument("--quiet", action="store_true", help="no progress, only results")
     parser = _Parser(

@@ -277,7 +277,11 @@ def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
 def _over_seeds(group: Sequence[RunRecord], summary: Any) -> Table:
     tables = [run.evaluation.metrics for run in group]
     return {
-        column: {name: summary([table[column][name] for table in tables]) for name in tables[0][column]}
+        column: {
+            name: summary([table[column][name] for table in tables])
+            for name in tables[0][column]
+            if all(name in table[column] for table in tables)
+        }
         for column in (f"seen_{seen}" for seen in SEEN)
     }
 

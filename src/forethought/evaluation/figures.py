@@ -113,14 +113,18 @@ def learning_curves(comparison: Comparison) -> Figure | None:
             look = {**looks[entry.name], "marker": "none"}
             for run in entry.runs:
                 key = f"valid/{comparison.metric}"
-                points = [(event["epoch"], event[key]) for event in run.log if key in event and "epoch" in event]
+                points = [
+                    (event["epoch"], event[key], event["step"])
+                    for event in run.log
+                    if key in event and "epoch" in event
+                ]
                 if not points:
                     continue
-                epochs, values = np.array(points).T
+                epochs, values, steps = np.array(points).T
                 name = entry.name if run is entry.runs[0] else None
                 axes.plot(epochs, values, label=name, alpha=0.9, **look)
-                best = int(values.argmax())
-                axes.plot(epochs[best], values[best], markersize=6, **looks[entry.name])
+                kept = steps == run.info.get("best_step")
+                axes.plot(epochs[kept], values[kept], markersize=6, **looks[entry.name])
                 drawn = True
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"validation {title(comparison.metric)}")
@@ -196,7 +200,7 @@ def draw_growing(
     levels: Sequence[float] | npt.NDArray[Any],
     probabilities: npt.NDArray[Any],
     titles: Sequence[str],
-    target: str | None = None,
+    target: int | None = None,
     ranks: Sequence[float] = (),
 ) -> Figure:
     """Draw how a preference grows from noise: the probability of single items over the growing steps, for each w.
@@ -208,7 +212,7 @@ def draw_growing(
         levels: float ``[steps]``, noise level (total noise, sigma bar) at each step, falling as the preference grows.
         probabilities: float ``[w, steps, items]``, of items 1..N after each step.
         titles: of these items.
-        target: title of the item that really came next, one of ``titles``.
+        target: place in ``titles`` of the item that really came next.
         ranks: its place at each w, shown above the panels; none are shown where none are given.
 
     Raises:
@@ -219,10 +223,9 @@ def draw_growing(
         raise ValueError(
             f"probabilities are {probabilities.shape} for {len(guidance)} w, {len(levels)} levels, {len(titles)} titles"
         )
-    wanted = -1 if target is None else list(titles).index(target)
-    shown = _grown(probabilities, wanted)
+    shown = _grown(probabilities, target)
     # no floor far below what matters: an item may have a probability of zero
-    drawn = [*shown, *([wanted] if wanted >= 0 else [])]
+    drawn = [*shown, *([] if target is None else [target])]
     floor = max(float(probabilities[:, :, drawn].min()), 0.02 / len(titles))
     width = max(8.4, 2.9 * len(guidance))
     rows = -(-(len(shown) + 1) // _fitting([_cut(titles[item]) for item in shown], width))
@@ -231,11 +234,11 @@ def draw_growing(
         for panel, (axes, w, chance) in enumerate(zip(panels, guidance, probabilities, strict=True)):
             for number, item in enumerate(shown):
                 axes.plot(steps, chance[:, item], color=SERIES[number % len(SERIES)], label=_cut(titles[item]))
-            if wanted >= 0:
+            if target is not None:
                 axes.plot(
-                    steps, chance[:, wanted], color=INK, linewidth=2.8, label=f"came next: {_cut(titles[wanted])}"
+                    steps, chance[:, target], color=INK, linewidth=2.8, label=f"came next: {_cut(titles[target])}"
                 )
-                end = max(chance[-1, wanted], floor)
+                end = max(chance[-1, target], floor)
                 axes.plot(steps[-1], end, "o", color=INK, markersize=7, clip_on=False)
                 if ranks:
                     axes.set_title(f"rank {ranks[panel]:,.0f}", loc="right", fontweight="normal", color=MUTED)
@@ -256,10 +259,10 @@ def draw_growing(
     return figure
 
 
-def _grown(probabilities: npt.NDArray[np.float64], wanted: int) -> list[int]:
+def _grown(probabilities: npt.NDArray[np.float64], target: int | None) -> list[int]:
     """Items to draw: the first of each w, the second of each w, and so on, as many as there are colours."""
     best = np.argsort(-probabilities[:, -1], axis=1, kind="stable")[:, : len(SERIES) + 1]
-    chosen = dict.fromkeys(int(item) for item in best.T.ravel() if item != wanted)
+    chosen = dict.fromkeys(int(item) for item in best.T.ravel() if item != target)
     return list(chosen)[: len(SERIES)]
 
 

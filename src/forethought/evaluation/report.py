@@ -45,7 +45,8 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Figure | None]]] = {
     ),
     "What it costs": ("{metric} against training time and size; up and to the left is better.", figures.cost),
     "How it was learned": (
-        "Validation {metric} over training; the mark is the best checkpoint, the one that was kept.",
+        "Validation {metric} over training (of the first phase, where there are two); the mark is the best checkpoint "
+        "by what its recipe selects by.",
         figures.learning_curves,
     ),
 }
@@ -111,7 +112,7 @@ def write_growing(
     levels: Sequence[float] | npt.NDArray[Any],
     probabilities: npt.NDArray[Any],
     titles: Sequence[str],
-    target: str | None = None,
+    target: int | None = None,
     ranks: Sequence[float] = (),
     *,
     chains: int | None = None,

@@ -95,7 +95,7 @@ def read_run(path: str | os.PathLike[str], split: str = "test") -> RunRecord:
             seed=int(info["seed"]),
             parameters=int(info["parameters"]),
             seconds=float(info["seconds"]),
-            settings=_read_settings(path),
+            settings=_read_settings(path, info),
             log=_read_log(path / "log.jsonl"),
             evaluation=Evaluation.load(path / "evaluation", split),
             info=info,
@@ -121,8 +121,10 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     settings = _flat(yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")))
+    if info.get("text_encoder"):
+        settings["model.text_encoder"] = info["text_encoder"]  # a matter of the data, so not in the recipe
     return {key: value for key, value in settings.items() if key not in ("name", "seed", "data.path")}
 
 
@@ -130,7 +132,7 @@ def _identity(path: Path) -> str:
     """What tells a run from others: its settings, its seed, and the data."""
     info = _read_info(path)
     try:
-        return repr((sorted(_read_settings(path).items()), info["seed"], info["data"]["fingerprint"]))
+        return repr((sorted(_read_settings(path, info).items()), info["seed"], info["data"]["fingerprint"]))
     except (KeyError, TypeError, AttributeError, ValueError, OSError, yaml.YAMLError) as error:
         raise _damaged(path, error) from error
 

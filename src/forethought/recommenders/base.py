@@ -66,7 +66,7 @@ class Recommender(PreTrainedModel):  # type: ignore[misc]  # as above
     base_model_prefix = "recommender"
     main_input_name = "history"
     # ``forward`` takes ``num_targets`` and divides its summed loss by it, so gradient accumulation and several
-    # processes give the loss of one big batch.
+    # processes give the loss of one big batch (but for contrasts between its rows).
     accepts_loss_kwargs = True
     inner_product = False
     has_post_training = False

@@ -139,7 +139,7 @@ def draw_user(
         growing.levels,
         growing.probabilities,
         titles,
-        None if growing.target is None else titles[growing.target - 1],
+        None if growing.target is None else growing.target - 1,
         growing.ranks,
         chains=growing.chains,
         heading=f"How the preference of user {user} grows",

@@ -221,7 +221,8 @@ class Run:
         else:
             best = self.model.recommend(rows, k, exclude_seen)
         pairs = [(item, score) for item, score in zip(best.items[0].tolist(), best.scores[0].tolist(), strict=True)]
-        kept = [(item, score) for item, score in pairs if score > float("-inf")]  # the catalogue may be used up
+        least = 0.0 if chains else float("-inf")  # no chain ended there; the catalogue is used up
+        kept = [(item, score) for item, score in pairs if score > least]
         ids = self.catalog.decode([item for item, _ in kept])
         return [
             Recommendation(own, self.catalog.title(item), score) for own, (item, score) in zip(ids, kept, strict=True)

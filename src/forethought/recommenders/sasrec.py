@@ -55,6 +55,11 @@ class SASRecConfig(RecommenderConfig):
         if not 0 < self.temperature < inf:
             raise ValueError(f"temperature is {self.temperature}; it has to be greater than 0")
 
+    def validate_calibration(self) -> None:
+        """Refuse a calibration above 1, which would push targets down; called when the config is made."""
+        if not 0 <= self.calibration <= 1:
+            raise ValueError(f"calibration is {self.calibration}; it has to lie between 0 and 1")
+
 
 class SASRec(Recommender):
     """Next-item scores are inner products (or cosines) of the newest state and the item embeddings."""

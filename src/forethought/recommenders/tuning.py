@@ -75,7 +75,7 @@ def tune(
         search = {"training.learning_rate": "3e-4..3e-3:log", "model.dropout": "0.0..0.5"}
     if not search:
         raise RecipeError("Nothing is searched; name a key and its range, such as --search model.window=1..20.")
-    spaces = {key: _space(key, text) for key, text in search.items()}
+    spaces = {key: _space(key, text, base) for key, text in search.items()}
     for key, space in spaces.items():  # every end has to fit the recipe before anything is trained
         for value in getattr(space, "choices", None) or (space.low, space.high):
             read_recipe(base, {key: value})
@@ -140,15 +140,19 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
 
 
-def _space(key: str, text: str) -> Any:
-    """``low..high``, ``low..high:log`` or ``a,b,c`` as an optuna distribution."""
+def _space(key: str, text: str, base: Recipe) -> Any:
+    """``low..high``, ``low..high:log`` or ``a,b,c`` as an optuna distribution, of fractions if ``key`` takes them."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     span, _, scale = text.partition(":")
     low, dots, high = span.partition("..")
     if dots and scale in ("", "log"):
         with contextlib.suppress(ValueError):
-            return IntDistribution(int(low), int(high), log=scale == "log")
+            whole = IntDistribution(int(low), int(high), log=scale == "log")
+            try:
+                read_recipe(base, {key: whole.low + 0.5})
+            except RecipeError:
+                return whole
         with contextlib.suppress(ValueError):
             return FloatDistribution(float(low), float(high), log=scale == "log")
     elif not dots and len(choices := text.split(",")) > 1:

@@ -25,8 +25,8 @@ Metric = Literal[
 Section = TypeVar("Section", "DataRecipe", "TrainingRecipe", "EvaluationRecipe")
 
 
-def _within(default: Any, low: float, high: float = float("inf")) -> Any:
-    return field(default=default, metadata={"low": low, "high": high})
+def _within(default: Any, low: float, high: float = float("inf"), below: float = float("inf")) -> Any:
+    return field(default=default, metadata={"low": low, "high": high, "below": below})
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class DataRecipe:
     Attributes:
         path: the folder ``forethought data prepare --out`` wrote.
         targets: train on the item after each of a user's newest ``max_length`` (``all``), only on each user's newest
-            (``last``), or on every item that follows a full history, each in a row of its own (``windows``).
+            (``last``), or on every item that follows a full history, each in a row of its own (``windows``; users too
+            short for one give their newest).
     """
 
     path: str | None = None
@@ -69,10 +70,10 @@ class TrainingRecipe:
     scheduler: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = _within(0, 0)
     weight_decay: float = _within(0.0, 0)
-    beta1: float = _within(0.9, 0, 1)
-    beta2: float = _within(0.999, 0, 1)
+    beta1: float = _within(0.9, 0, below=1)
+    beta2: float = _within(0.999, 0, below=1)
     max_grad_norm: float = _within(1.0, 0)
-    ema_decay: float = _within(0.0, 0, 1)
+    ema_decay: float = _within(0.0, 0, below=1)
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     gradient_accumulation_steps: int = _within(1, 1)
     evaluate_every: Literal["epoch"] | int = _within("epoch", 1)
@@ -219,7 +220,15 @@ class _Reader:
         self.where = where
         self.sources = sources
 
-    def value(self, key: str, hint: Any, value: Any, low: float = float("-inf"), high: float = float("inf")) -> Any:
+    def value(
+        self,
+        key: str,
+        hint: Any,
+        value: Any,
+        low: float = float("-inf"),
+        high: float = float("inf"),
+        below: float = float("inf"),
+    ) -> Any:
         from jsonargparse import ArgumentError, ArgumentParser  # not needed to open a finished run's model
 
         parser = ArgumentParser(exit_on_error=False)
@@ -233,8 +242,10 @@ class _Reader:
             raise RecipeError(f"{source}: {key} is {value!r}; it has to be {_readable(hint)}.") from error
         if typed != typed:  # NaN
             raise RecipeError(f"{source}: {key} is {value!r}; it has to be {_readable(hint)}.")
-        if isinstance(typed, int | float) and not isinstance(typed, bool) and not low <= typed <= high:
+        number = isinstance(typed, int | float) and not isinstance(typed, bool)
+        if number and not (low <= typed <= high and (typed < below or below == float("inf"))):
             limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+            limits += "" if below == float("inf") else f" and below {below:g}"
             raise RecipeError(f"{source}: {key} is {value!r}; it has to be {limits}.")
         return typed
 

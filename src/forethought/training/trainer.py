@@ -51,7 +51,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
 
     The batches of the resumed epoch that were already used are skipped without being built; every process takes its
     share of each global batch, and the loss is divided by the number of targets of the whole optimiser step, so that
-    accumulation and several processes give the loss of one process and one big batch.
+    accumulation and several processes give the loss of one process and one big batch; but what a loss compares within
+    a batch it compares within each part.
 
     Args:
         model: ``forward(**batch, num_targets)`` returns an output with ``loss``.
@@ -175,7 +176,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
         return 0  # an estimate nobody reads, and a walk over all parameters each step
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
-        if self._out_of_patience():  # stopped early, then killed before the run was closed
+        # at its end already, and killed before the run was closed
+        if self.state.global_step >= self.state.max_steps or self._out_of_patience():
             self.control.should_training_stop = True
             return
         self.buckets.set_epoch(epoch)

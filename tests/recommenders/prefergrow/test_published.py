@@ -70,7 +70,10 @@ def test_settings_are_the_published_ones(data: str, kernel: str) -> None:
     gamma, hybrid, adaptive, *_ = TABLE[data]
     rate, ratio = hybrid if kernel == "hybrid" else adaptive
     expected = MODEL | {"nonpreference_user_ratio": ratio}
-    expected |= {**HYBRID, "gamma": gamma} if kernel == "hybrid" else ADAPTIVE
+    # the adaptive distribution began uniform over the items and d
+    items = TABLE[data][3]
+    own = {**HYBRID, "gamma": gamma} if kernel == "hybrid" else {**ADAPTIVE, "gamma": round(items / (items + 1), 7)}
+    expected |= own
     recipe = read_recipe(f"prefergrow/{data}-{kernel}").to_dict()
     assert {key: recipe["model"][key] for key in expected} == expected
     assert {key: recipe["training"][key] for key in TRAINING} == TRAINING

@@ -90,7 +90,12 @@ class PreferGrowConfig(RecommenderConfig):
         ):  # fmt: skip
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to lie between {low} and {high}")
-        for key in ("sigma_min", "scoring_sigma", "temperature"):
+        if not 1e-6 <= self.sigma_min < self.sigma_max <= 100:
+            raise ValueError(
+                f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; the one has to be less than the other, "
+                "and both between 1e-6, below which float32 knows no noise, and 100, where no preference is left"
+            )
+        for key in ("scoring_sigma", "temperature"):
             if not 0 < getattr(self, key) < inf:
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to be greater than 0")
 
