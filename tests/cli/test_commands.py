@@ -15,6 +15,8 @@ import yaml
 
 from forethought import Run, cli, compare, train
 from forethought.errors import ArtefactError, DataError, RecipeError
+from forethought.recommenders.run import read_recipe
+from forethought.recommenders.tuning import _space
 from tests.cli.conftest import Command
 
 Printed = pytest.CaptureFixture[str]
@@ -258,6 +260,12 @@ def test_tune_goes_on_where_it_was_and_keeps_the_best(recipe: Path, data: Path, 
     assert {**best, "name": ""} == {**scores[max(scores)], "name": ""}
     assert cli.main([*words, "--trials", "4", "--search", "model.dropout=0..0.5"]) == 2
     assert "holds a search over other keys" in capsys.readouterr().err
+
+
+def test_a_range_of_whole_numbers_has_fractions_where_the_key_takes_them(recipe: Path, data: Path) -> None:
+    base = read_recipe(recipe, {"data.path": str(data)})
+    for key, kind in (("model.temperature", "Float"), ("training.learning_rate", "Float"), ("model.num_blocks", "Int")):
+        assert type(_space(key, "1..3", base)).__name__ == f"{kind}Distribution"
 
 
 @pytest.mark.slow

@@ -162,6 +162,43 @@ def test_namesakes_are_told_apart_by_their_settings(tmp_path):
     assert sorted(entry.name for entry in compare(paths, **FEW).entries) == ["grow (gamma=0.9)", "grow (gamma=0.99)"]
 
 
+def test_texts_read_by_other_encoders_are_other_models(tmp_path):
+    dataset = make_dataset(100, ITEMS)
+    paths = []
+    for number, encoder in enumerate(("mini", "large", "large")):
+        path = write_run(
+            tmp_path / str(number), dataset, sum_of_vectors(ITEMS, seed=number), name="text", kind="rearec", seed=number
+        )
+        info = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps({**info, "text_encoder": encoder}))
+        paths.append(path)
+    entries = {entry.name: entry.seeds for entry in compare(paths, **FEW).entries}
+    assert entries == {"text (text_encoder=mini)": [0], "text (text_encoder=large)": [1, 2]}
+    assert len(find_runs([tmp_path])) == 3
+
+
+def test_seeds_evaluated_at_other_cutoffs_share_what_they_have(tmp_path):
+    dataset = make_dataset(100, ITEMS)
+    paths = [
+        write_run(tmp_path / str(seed), dataset, sum_of_vectors(ITEMS, seed=seed), name="grow", kind="x", seed=seed)
+        for seed in (0, 1)
+    ]
+    evaluate(sum_of_vectors(ITEMS, seed=1), dataset, ks=(10, 20)).save(paths[1] / "evaluation")
+    (entry,) = compare(paths, **FEW).entries
+    assert {"hr@10", "hr@20"} <= set(entry.mean["seen_removed"])
+    assert "hr@5" not in entry.mean["seen_removed"]
+
+
+def test_the_mark_on_a_learning_curve_is_the_checkpoint_that_was_kept(tmp_path):
+    dataset = make_dataset(100, ITEMS)
+    path = write_run(tmp_path / "run", dataset, sum_of_vectors(ITEMS), name="grow", kind="sasrec")
+    info = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**info, "best_step": 20}))  # chosen by another metric than is drawn
+    figure = figures.learning_curves(compare([path], **FEW))
+    marks = [line for line in figure.axes[0].get_lines() if line.get_marker() not in ("", "none", "None")]
+    assert [line.get_xydata().tolist() for line in marks] == [[[2.0, 0.02]]]
+
+
 def test_what_is_not_comparable_is_refused(runs, tmp_path):
     other = write_run(tmp_path / "other", make_dataset(200, ITEMS, seed=5), sum_of_vectors(ITEMS), name="x", kind="knn")
     with pytest.raises(ArtefactError, match=r"differ in their data \(fingerprint\)"):

@@ -121,6 +121,17 @@ def test_another_seed_draws_another_list(tiny: Dataset, parametrization: str) ->
     )
 
 
+def test_what_no_chain_ended_in_is_not_listed(tiny: Dataset) -> None:
+    """A chain of ``point`` that has left d stays where it is, so all other items have nothing."""
+    run = grower(tiny, kernel="point", parametrization="marginal")
+    drawn = run.recommend(["item 1"], NUM_ITEMS, False, chains=2)
+    assert 0 < len(drawn) <= 2
+    assert all(item.score > 0 for item in drawn)
+    everything = [f"item {item}" for item in range(1, NUM_ITEMS + 1)]
+    with pytest.raises(DataError, match="All 2 chains ended in the history; ask for more"):
+        run.recommend(everything, chains=2)
+
+
 def test_a_knn_draws_no_chains_and_does_not_grow(tiny: Dataset) -> None:
     run = run_of(CooccurrenceKNN(CooccurrenceKNNConfig(num_items=NUM_ITEMS)), tiny)
     for ask in (lambda: run.recommend(["item 1"], chains=3), lambda: run.recommend_user("user 0", chains=3)):

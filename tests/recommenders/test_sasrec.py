@@ -83,6 +83,12 @@ def test_cosine() -> None:
     assert float(sasrec.item_vectors().detach().norm(dim=-1).max()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("calibration", [-0.1, 5.0, float("nan")])
+def test_a_calibration_that_would_push_targets_down(calibration: float) -> None:
+    with pytest.raises(StrictDataclassError, match=r"calibration is .*has to lie between 0 and 1"):
+        model(loss="gbce", calibration=calibration)
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_that_cannot_divide(temperature: float) -> None:
     with pytest.raises(StrictDataclassError, match=r"temperature is .*has to be greater than 0"):

@@ -164,6 +164,15 @@ def test_going_on_gives_the_same_weights_and_the_same_log(
     assert timeless[0] == timeless[1]
 
 
+def test_a_run_killed_after_its_last_step_takes_no_other(recipe: Change, data: Dataset, folder: Path):
+    chosen = recipe(training__max_steps=3, training__batch_size=30)  # within an epoch
+    first = fit(chosen, data, folder)
+    before = weights(first.model)
+    again = fit(chosen, data, folder, resume=True)
+    assert (first.state.global_step, again.state.global_step) == (3, 3)
+    assert all(torch.equal(value, before[name]) for name, value in weights(again.model).items())
+
+
 def test_a_run_stopped_early_and_killed_does_not_go_on(recipe: Change, data: Dataset, folder: Path):
     chosen = recipe(training__epochs=60, training__patience=2, training__learning_rate=0.3)
     first = fit(chosen, data, folder)

@@ -157,7 +157,8 @@ class Run:
 
         Raises:
             ArtefactError: chains or steps are asked of a model that has none, or ``auto`` of a run without a dial.
-            DataError: the history is empty or has an item that is not in the catalogue, or a number is none that fits.
+            DataError: the history is empty or has an item that is not in the catalogue, a number is none that fits, or
+                all chains ended in the history.
         """
         return self._recommend(torch.from_numpy(self.catalog.encode(history)), k, exclude_seen, chains, seed, steps)
 
@@ -176,7 +177,7 @@ class Run:
 
         Raises:
             ArtefactError: chains or steps are asked of a model that has none, or ``auto`` of a run without a dial.
-            DataError: there is no such user.
+            DataError: there is no such user, or all chains ended in the history.
         """
         return self._recommend(self.history_of(user), k, exclude_seen, chains, seed, steps)
 
@@ -223,6 +224,8 @@ class Run:
         pairs = [(item, score) for item, score in zip(best.items[0].tolist(), best.scores[0].tolist(), strict=True)]
         least = 0.0 if chains else float("-inf")  # no chain ended there; the catalogue is used up
         kept = [(item, score) for item, score in pairs if score > least]
+        if chains and not kept:
+            raise DataError(f"All {chains} chains ended in the history; ask for more, or include seen items.")
         ids = self.catalog.decode([item for item, _ in kept])
         return [
             Recommendation(own, self.catalog.title(item), score) for own, (item, score) in zip(ids, kept, strict=True)

@@ -43,6 +43,8 @@ def make(dataset: Dataset, keys: dict[str, Any]) -> None:
         ({"num_blocks": 0}, "num_blocks is 0"),
         ({"dropout": 1.0}, "dropout is 1"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min is 3.0 and sigma_max 2.0"),
+        ({"sigma_min": 1e-8}, "sigma_min is 1e-08 and sigma_max 10.0"),
+        ({"sigma_max": 1000.0}, "sigma_max 1000.0; the one has to be less"),
         ({"schedule": "log_linear", "eps": 1.0}, "eps is 1"),
         ({"kernel": "block", "block_by": "category", **MARGINAL}, r"model\.block_by"),
         ({"kernel": "pairs"}, r"model\.kernel"),
