@@ -33,6 +33,7 @@ def make(dataset: Dataset, keys: dict[str, Any]) -> None:
         ({"hidden_size": 7, "num_heads": 1}, "hidden_size is 7"),
         ({"hidden_size": 7, "num_heads": 1, "encoder": "paper", **MARGINAL}, "hidden_size is 7"),
         ({"hidden_size": 8, "num_heads": 3}, "hidden_size 8"),
+        ({"head": "none"}, "head none needs parametrization marginal"),
         *(({key: -0.1}, f"{key} is -0.1") for key in ("gamma", "nonpreference_user_ratio", "beta", "ce_weight")),
         *(({key: 1.1}, f"{key} is 1.1") for key in ("gamma", "nonpreference_user_ratio")),
         *(({key: -1}, f"{key} is -1") for key in ("time_grid", "growing_steps")),

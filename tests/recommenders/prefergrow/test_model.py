@@ -20,6 +20,7 @@ from forethought.recommenders.prefergrow.fused import Corruption
 from forethought.recommenders.prefergrow.kernels import FadingKernel
 from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.recommenders.prefergrow.score_entropy import score_entropy_reference
+from forethought.recommenders.sasrec import SASRec, SASRecConfig
 
 N, WIDTH = 8, 6
 HISTORY = torch.tensor([[3, 1, 2, 0], [5, 5, 0, 0], [7, 1, 4, 2]])
@@ -337,3 +338,19 @@ def test_a_thought_is_one_guided_chain(make: Make, keys: dict[str, Any]) -> None
             plain_query(model, who, model.embedding.weight[1:][x], sigma) for who in (newest(model), nobody(model, 3))
         )
         assert_close(thoughts[0].states[:, step], 3.0 * liked - 2.0 * anybody, **ROUNDED)
+
+
+def test_without_a_head_guidance_or_swaps_it_is_sasrec(make: Make) -> None:
+    """The exact loss is a softmax over the catalogue, so only what PreferGrow adds can set the two apart."""
+    keys = {"num_blocks": 2, "num_heads": 2, "dropout": 0.0}
+    model = make(
+        parametrization="marginal", loss="exact", head="none", item_bias=False, nonpreference_user_ratio=0.0, **keys
+    )
+    sasrec = SASRec(SASRecConfig(num_items=N, max_length=5, hidden_size=WIDTH, **keys)).double().eval()
+    sasrec.encoder.load_state_dict(model.encoder.state_dict())
+    with torch.no_grad():
+        sasrec.embedding.weight.copy_(model.embedding.weight[: N + 1])
+    assert_close(model(HISTORY, TARGET).loss, sasrec(HISTORY, TARGET).loss)
+    assert_close(model.score(HISTORY), sasrec.score(HISTORY))
+    model.config.guidance = 0.5
+    assert float((model.score(HISTORY) - sasrec.score(HISTORY)).abs().max().detach()) > 0.01

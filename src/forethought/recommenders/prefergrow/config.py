@@ -72,7 +72,7 @@ class PreferGrowConfig(RecommenderConfig):
     embedding_std: float = 0.05
     ratio_offset: bool = True
     score_method: Literal["oricos", "diffcos", "diffcosNorm", "oricosNorm1", "oricosNorm2", "untied"] = "oricos"
-    head: Literal["additive", "mlp"] = "additive"
+    head: Literal["additive", "mlp", "none"] = "additive"
     item_bias: bool = True
     temperature: float = 0.07
     noise_features: Literal["sigma", "log_sigma"] = "log_sigma"
@@ -105,6 +105,7 @@ class PreferGrowConfig(RecommenderConfig):
         for wrong, why in (
             (exact and not marginal, "loss exact needs parametrization marginal"),
             (self.loss == "bce" and marginal, "loss bce needs parametrization score"),
+            (self.head == "none" and not marginal, "head none needs parametrization marginal: it reads the user alone"),
             (self.kernel == "block" and not marginal, "kernel block needs parametrization marginal: ratios do not "
              "compare items of different groups"),
             (exact and self.raw, "raw goes with the drawn losses, not with loss exact"),

@@ -88,14 +88,14 @@ class ScoreHead(nn.Module):
     """Log-ratios as inner products: ``s = query @ vectors.T + bias``, whatever the method.
 
     ``additive`` is the paper's single linear layer over [state; user; noise]: the three never interact. ``mlp`` puts a
-    hidden layer between. Methods: ``oricos`` ⟨z, e_y⟩; ``diffcos`` ⟨z - e(x_t), e_y⟩; ``diffcosNorm`` the same with
-    both sides on the unit sphere; ``oricosNorm1`` ⟨z, e_y⟩ with both, ``oricosNorm2`` with z alone on it; ``untied``
-    an output matrix of its own.
+    hidden layer between; with ``none`` what is read, the user alone, is the query. Methods: ``oricos`` ⟨z, e_y⟩;
+    ``diffcos`` ⟨z - e(x_t), e_y⟩; ``diffcosNorm`` the same with both sides on the unit sphere; ``oricosNorm1``
+    ⟨z, e_y⟩ with both, ``oricosNorm2`` with z alone on it; ``untied`` an output matrix of its own.
     """
 
     def __init__(
-        self, width: int, states: int, method: ScoreMethod, kind: Literal["additive", "mlp"], inputs: int, bias: bool,
-        temperature: float,
+        self, width: int, states: int, method: ScoreMethod, kind: Literal["additive", "mlp", "none"], inputs: int,
+        bias: bool, temperature: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.method, self.temperature = method, temperature
@@ -103,8 +103,8 @@ class ScoreHead(nn.Module):
         out = inputs if method == "untied" and kind == "additive" else width
         if kind == "mlp":
             self.mix = nn.Sequential(nn.Linear(inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        elif method == "untied":
-            self.mix = nn.Identity()  # the output matrix reads the three parts directly
+        elif method == "untied" or kind == "none":
+            self.mix = nn.Identity()  # the output matrix reads the three parts directly; the user is the query
         else:
             self.mix = nn.Linear(inputs, width)
             if inputs == width and method == "oricos":
