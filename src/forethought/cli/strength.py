@@ -255,7 +255,7 @@ def efficient(options: argparse.Namespace) -> None:
     if options.progress:
         overclock = Instrument.open(Path(options.progress) / "tpv")
         overclock.check_model(reasoner.model)
-        theta = overclock.vectors("tpv").get("norm")
+        theta = overclock.steering().get("norm")
         if theta is None:
             raise ArtefactError(f"{options.progress} has no vector after the final norm; train it at the site norm.")
         thoughts = [

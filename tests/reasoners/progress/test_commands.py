@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,7 +36,9 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_holds_what_is_promised(made: Path) -> None:
     for name in ("prepared.json", "progress.json", "thoughts.png", "deciles.png", "gru", "tpv"):
         assert (made / name).exists()
-    assert set(Instrument.open(made / "tpv").vectors("tpv")) == {"norm"}
+    assert set(Instrument.open(made / "tpv").steering()) == {"norm"}
+    assert run("export", made / "tpv", made / "tpv.npy") == 0
+    assert np.array_equal(np.load(made / "tpv.npy"), Instrument.open(made / "tpv").tensors["norm"]["tpv"].numpy())
     document = json.loads((made / "progress.json").read_text())
     assert document["test"]["constant"]["mse"] == pytest.approx(1 / 12, rel=0.3)
     assert "generate" not in document["command"]

@@ -6,9 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
+from forethought.cli import main
 from forethought.errors import ArtefactError, DataError
 from forethought.instruments.artefact import Instrument
 from forethought.instruments.controls import spearman
@@ -18,6 +20,7 @@ from forethought.reasoners.strength.analysis import Analysis, analyse, by_family
 from forethought.reasoners.strength.collection import Collection
 from forethought.reasoners.strength.overthink import detect, matched_auc
 from forethought.reasoners.strength.overthink import save as save_detector
+from forethought.serving.vllm_requests import vectors
 from tests.reasoners.strength.conftest import SITE, plant
 from tests.reasoners.tiny import tiny
 
@@ -137,15 +140,33 @@ def test_numbers_figures_and_instruments_are_kept(
     states = planted.states.at(found.best)
     assert np.allclose(again.predict(states), found.probe.predict(states))
     # as RSP: the inputs of the blocks, so nothing after the last of them
-    vectors = steering_vectors(out / "direction", reasoner)
-    assert list(vectors) == [0]
-    assert np.allclose(vectors[0].numpy(), found.directions[0].vector(), atol=1e-6)
+    steered = steering_vectors(out / "direction", reasoner)
+    assert list(steered) == [0]
+    assert np.allclose(steered[0].numpy(), found.directions[0].vector(), atol=1e-6)
     with pytest.raises(ArtefactError, match="other weights"):
         steering_vectors(out / "direction", tiny(seed=8))
     with pytest.raises(ArtefactError, match="no tensor 'direction'"):
         steering_vectors(out / "probe", reasoner)
     save(found, planted, tmp_path / "analysis", "again")  # in place of what was there
     assert json.loads((out / "analysis.json").read_text())["command"] == "again"
+
+
+def test_what_is_kept_is_steered_with_alike_here_in_vllm_and_in_llama_cpp(tmp_path: Path) -> None:
+    reasoner = Reasoner.open(device="cpu")
+    collection = plant(tmp_path, reasoner)
+    out = save(analyse(collection, permutations=5), collection, tmp_path / "analysis", "the command") / "direction"
+    steered = {site: vector.numpy() for site, vector in steering_vectors(out, reasoner).items()}
+    assert list(steered) == [0, 1, 2, 3, 4] == Instrument.open(out).sites  # the inputs of blocks 1 to 5, the last
+    width = reasoner.model.config.hidden_size
+    served = vectors(str(out), 0, 6, width)
+    assert main(["export", str(out), str(tmp_path / "v.npy")]) == 0
+    assert main(["export", str(out), str(tmp_path / "v.gguf")]) == 0
+    rows = np.stack([np.zeros(width), *steered.values(), np.zeros(width)])
+    assert np.array_equal(served, rows)
+    assert np.array_equal(np.load(tmp_path / "v.npy"), rows[:-1])
+    written = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "v.gguf").tensors}
+    assert list(written) == [f"direction.{site}" for site in (1, 2, 3, 4)]  # llama.cpp has none for block 0
+    assert all(np.array_equal(written[f"direction.{site}"], steered[site]) for site in (1, 2, 3, 4))
 
 
 def test_families_are_those_with_ten_problems_whose_lengths_differ(planted: Collection) -> None:

@@ -178,12 +178,16 @@ def save(analysis: Analysis, collection: Collection, out: Path, command: str) ->
             "probe", "thinking tokens", {analysis.best: tensors}, collection.states.model, "last-prompt",
             "thinking tokens", {analysis.best: numbers}, told, made, clean(analysis.controls),
         ).save(scratch / "probe")  # fmt: skip
-        if analysis.directions:
-            vectors = {
-                site: {"direction": torch.from_numpy(found.vector()).float()}
-                for site, found in analysis.directions.items()
-            }
-            controls = {str(row["site"]): {k: v for k, v in row.items() if k != "site"} for row in analysis.sites}
+        # RSP steers the inputs of blocks; what is kept is all that is added, here and in every engine
+        last = collection.states.model.blocks - 1
+        vectors = {
+            site: {"direction": torch.from_numpy(found.vector()).float()}
+            for site, found in analysis.directions.items()
+            if site != "norm" and site < last
+        }
+        if vectors:
+            rows = [row for row in analysis.sites if row["site"] in vectors]
+            controls = {str(row["site"]): {k: v for k, v in row.items() if k != "site"} for row in rows}
             Instrument(
                 "direction", "difficulty", vectors, collection.states.model, "last-prompt", UNITS,
                 delimiters=told, provenance=made, controls=clean(controls),
@@ -202,18 +206,15 @@ def save(analysis: Analysis, collection: Collection, out: Path, command: str) ->
 
 
 def steering_vectors(folder: Path, reasoner: Reasoner) -> dict[Site, torch.Tensor]:
-    """The vectors of a direction, held to the model, at the sites that RSP steers: the inputs of all blocks.
+    """The vectors of a direction, held to the model.
 
     Raises:
         ArtefactError: there is none, or it is for another model.
     """
     instrument = Instrument.open(folder)
     instrument.check_model(reasoner.model)
-    last = instrument.model.blocks - 1
-    found: dict[Site, torch.Tensor] = {
-        site: vector for site, vector in instrument.vectors().items() if site != "norm" and site < last
-    }
-    if not found:
+    found = instrument.steering()
+    if "norm" in found:
         raise ArtefactError(f"{folder} has no vector that goes into a block; take a direction of another site.")
     return found
 
