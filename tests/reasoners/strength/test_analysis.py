@@ -13,15 +13,16 @@ import pytest
 from forethought.cli import main
 from forethought.errors import ArtefactError, DataError
 from forethought.instruments.artefact import Instrument
-from forethought.instruments.controls import spearman
+from forethought.instruments.controls import bag_of_tokens_baseline, prompt_length_baseline, r2, spearman
 from forethought.instruments.probe import LengthProbe
 from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.strength import tables
 from forethought.reasoners.strength.analysis import Analysis, analyse, by_family, clean, save, steering_vectors
 from forethought.reasoners.strength.collection import Collection
 from forethought.reasoners.strength.overthink import detect, matched_auc
 from forethought.reasoners.strength.overthink import save as save_detector
 from forethought.serving.vllm_requests import vectors
-from tests.reasoners.strength.conftest import SITE, plant
+from tests.reasoners.strength.conftest import NUMBER, SAMPLES, SITE, plant
 from tests.reasoners.tiny import tiny
 
 
@@ -63,6 +64,20 @@ def test_the_reported_numbers_are_of_problems_that_chose_nothing(found: Analysis
     assert np.allclose(again.weight, found.probe.weight)
 
 
+def test_the_baselines_know_the_problems_that_the_probe_knows(found: Analysis, planted: Collection) -> None:
+    mean, (fit, test) = planted.lengths()[0].mean(axis=1), (planted.part(name) for name in ("fit", "test"))
+    prompts = [planted.rollouts.rollouts[index * SAMPLES].prompt for index in range(NUMBER)]
+    guess = {
+        "bag-of-tokens": bag_of_tokens_baseline([prompts[i] for i in fit], mean[fit], [prompts[i] for i in test]),
+        "prompt-length": prompt_length_baseline(
+            [len(prompts[i]) for i in fit], mean[fit], [len(prompts[i]) for i in test]
+        ),
+    }
+    for name, values in guess.items():
+        assert found.controls[f"{name}/spearman"] == pytest.approx(spearman(values, mean[test]))
+        assert found.controls[f"{name}/r2"] == pytest.approx(r2(values, mean[test]))
+
+
 def test_directions_are_differences_of_means_beside_their_null(found: Analysis, planted: Collection) -> None:
     fit = planted.part("fit")
     x, levels = planted.states.at(SITE)[fit], np.array([planted.problems[i].level for i in fit])
@@ -90,6 +105,15 @@ def test_cut_off_thoughts_make_it_a_tobit_and_are_told(reasoner: Reasoner, tmp_p
     assert cut.probe.kind == "tobit"
     assert 0.1 < cut.controls["censored"] < 0.5
     assert cut.controls["spearman"] > 0.6
+    # the interval is of single rollouts, and the upper end has to reach one that was cut off
+    low, high = cut.probe.interval(collection.states.at(SITE))
+    held = [
+        (low[r.problem] <= r.thinking_tokens or not r.ended) and r.thinking_tokens <= high[r.problem]
+        for r in collection.rollouts.rollouts
+        if r.problem in collection.part("test")
+    ]
+    assert cut.controls["interval/coverage"] == pytest.approx(np.mean(held))
+    assert "capped means" in str(tables.controls(cut).caption)
 
 
 def test_without_levels_there_are_lengths_only(planted: Collection) -> None:
@@ -123,6 +147,10 @@ def test_a_site_whose_probe_says_the_same_of_all_is_not_the_best(
 def test_a_null_takes_a_permutation(planted: Collection) -> None:
     with pytest.raises(DataError, match="permutations is 0"):
         analyse(planted, permutations=0)
+
+
+def test_where_none_was_cut_off_nothing_is_said_of_it(found: Analysis) -> None:
+    assert tables.controls(found).caption is None
 
 
 def test_numbers_figures_and_instruments_are_kept(

@@ -17,7 +17,12 @@ from forethought.atomic import atomic_folder
 from forethought.data.problems import Problem
 from forethought.errors import ArtefactError, DataError
 from forethought.instruments.artefact import Instrument
-from forethought.instruments.controls import length_controls, spearman
+from forethought.instruments.controls import (
+    bag_of_tokens_baseline,
+    length_controls,
+    prompt_length_baseline,
+    spearman,
+)
 from forethought.instruments.direction import LevelDirections, direction_nulls, held_out_projection
 from forethought.instruments.probe import Kind, LengthProbe
 from forethought.instruments.sites import Site
@@ -36,7 +41,9 @@ class Analysis:
             ``norm``, ``cosine``, ``cosine/null`` of its directions (NaN where there are no levels).
         best: the site whose probe was best on the problems to choose by.
         controls: of that probe on the test problems, as :func:`~forethought.instruments.controls.length_controls`
-            names them, and ``interval/coverage``; ``w.r/predicted`` and ``w.r/actual`` in tokens.
+            names them, its baselines fitted on the problems that it was fitted on; ``interval/coverage``, of means, of
+            a tobit's of single rollouts; ``censored``, the share of rollouts that were cut off: all but the coverage is
+            against means that take those for ends; ``w.r/predicted`` and ``w.r/actual`` in tokens.
         families: the same probe and its baselines inside each family of problems.
         predicted, actual: tokens of each test problem.
         probe: of the best site.
@@ -118,19 +125,28 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
     best = max(probes, key=lambda site: -math.inf if math.isnan(chosen_by[site]) else chosen_by[site])
     states, probe = collection.states.at(best), probes[best]
     predicted = probe.predict(states[test])
-    transcripts = [collection.rollouts.rollouts[index * tokens.shape[1]].prompt for index in test]
+    asked, known = (
+        [collection.rollouts.rollouts[index * tokens.shape[1]].prompt for index in part] for part in (test, fit)
+    )
+    sizes = [len(prompt) for prompt in asked]
     controls = length_controls(
         predicted,
         mean[test],
         levels=levels[test] if has_levels else None,
-        prompt_lengths=[len(prompt) for prompt in transcripts],
-        tokens=transcripts,
+        baselines={
+            "prompt-length": prompt_length_baseline([len(prompt) for prompt in known], mean[fit], sizes),
+            "bag-of-tokens": bag_of_tokens_baseline(known, mean[fit], asked, seed=seed),
+        },
         rollouts=tokens[test] if tokens.shape[1] > 1 else None,
         permutations=permutations,
         seed=seed,
     )
-    low, high = probe.interval(states[test])
-    controls["interval/coverage"] = float(((low <= mean[test]) & (mean[test] <= high)).mean())
+    low, high = (end[:, None] for end in probe.interval(states[test]))
+    if kind == "tobit":  # of one rollout; one that was cut off is covered where the upper end reaches it
+        held = ((low <= tokens[test]) | censored[test]) & (tokens[test] <= high)
+    else:
+        held = (low <= mean[test, None]) & (mean[test, None] <= high)
+    controls["interval/coverage"] = float(held.mean())
     controls["censored"] = float(censored.mean())
     if has_levels:
         try:
@@ -138,7 +154,7 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
             controls |= {"w.r/predicted": projection.predicted, "w.r/actual": projection.actual}
         except DataError:
             pass  # a level with one problem: nothing can be held out
-    families = by_family([problems[i] for i in test], predicted, mean[test], [len(p) for p in transcripts], seed)
+    families = by_family([problems[i] for i in test], predicted, mean[test], sizes, seed)
     return Analysis(sites, best, controls, families, predicted, mean[test], probe, directions)
 
 
