@@ -223,6 +223,14 @@ def test_a_collection_goes_on_with_nothing_else(there: Path, refused: Callable[.
     assert "rollouts of another sampling" in refused(*words, there / "model")
 
 
+def test_progress_learned_from_what_is_tested_on_is_refused(
+    there: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    shutil.copytree(there / "c" / "rollouts", tmp_path / "rollouts-00000-00040")
+    assert call("progress", "prepare", tmp_path, "--quiet", "--device", "cpu") == 0  # deals the problems otherwise
+    assert "of the questions to test on were learned from" in refused("efficient", there / "c", "--progress", tmp_path)
+
+
 @pytest.mark.slow
 def test_all_steps_of_a_model_whose_thoughts_mean_nothing(
     there: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

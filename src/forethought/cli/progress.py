@@ -38,7 +38,8 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     _flag(sub, "out", "output_dir", metavar="DIR", help="where the states go; by default the same folder")
     add_model(sub, default=None)
     _flag(
-        sub, "train_split_ratio", type=float, default=0.8, metavar="A", help="of the problems (default 0.8)"
+        sub, "train_split_ratio", type=float, metavar="A",
+        help="of the problems (default 0.8); a collection keeps the parts that it has",
     )  # fmt: skip
     _flag(sub, "end_of_thinking_token", metavar="TOKEN", help="the same as the second of --think")
 
@@ -85,20 +86,19 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 
 def generate(options: argparse.Namespace) -> None:
-    from forethought.reasoners.progress.generation import Generations, default_length, templated
+    from forethought.reasoners.progress.generation import Generations, default_length
     from forethought.reasoners.rollouts import Sampling
 
     reasoner = open_model(options)
     problems = _problems(options, options.end)
-    if options.prompt_template:
-        problems = templated(problems, options.prompt_template)
     sampling = Sampling(
         options.generations_per_problem, options.max_new_tokens or default_length(reasoner), _temperature(options, 0.6),
         options.top_p, _seed(options), options.batch_size,
     )  # fmt: skip
     found = Generations.collect(
-        options.out, reasoner, problems, sampling, start=options.start, end=options.end, quiet=options.quiet
-    )
+        options.out, reasoner, problems, sampling, start=options.start, end=options.end,
+        template=options.prompt_template or "", quiet=options.quiet,
+    )  # fmt: skip
     ended = [rollout.thinking_tokens for rollout in found.rollouts if rollout.ended]
     mean = f", those of {sum(ended) / len(ended):.1f} tokens on average" if ended else ""
     print(

@@ -228,11 +228,15 @@ def efficient(options: argparse.Namespace) -> None:
     from forethought.instruments.logit_route import logit_bias
     from forethought.instruments.transcripts import Transcript
     from forethought.reasoners.progress.intervention import alpha_grid
+    from forethought.reasoners.progress.overclocking import refuse_learned
+    from forethought.reasoners.progress.preparation import Prepared
     from forethought.reasoners.strength import figures, knobs, sweep, tables
     from forethought.reasoners.strength.collection import Collection
     from forethought.reasoners.strength.ready import fit_ready, ready_knob
 
     found = Collection.open(options.path)
+    if options.progress:
+        refuse_learned(Prepared.open(options.progress), [found.problems[index] for index in found.part("test")])
     reasoner = open_model(options, found.rollouts.settings)
     vectors = _vectors(options, found, reasoner)
     out = found.path / "efficient"

@@ -149,7 +149,7 @@ class Rollouts:
 
     Attributes:
         path: the folder.
-        settings: what made it: model, fingerprint, sampling, suffix.
+        settings: what made it: model, fingerprint, sampling, suffix, template.
         problems: that were asked.
         rollouts: of them, by problem and sample; complete.
     """
@@ -169,9 +169,17 @@ class Rollouts:
         sampling: Sampling,
         *,
         suffix: str = "",
+        template: str = "",
         quiet: bool = True,
     ) -> Rollouts:
         """Answer problems into a folder. Given again, it goes on where it was stopped, and loses and doubles nothing.
+
+        Args:
+            out: the folder.
+            reasoner, problems, sampling: who answers what, and how.
+            suffix: added to every question.
+            template: that the questions were put into, only to be kept.
+            quiet: no progress bar.
 
         Raises:
             ArtefactError: the folder holds other rollouts, or cannot be written.
@@ -189,6 +197,8 @@ class Rollouts:
             "sampling": dataclasses.asdict(sampling),
             "problems": [dataclasses.asdict(problem) for problem in problems],
         }
+        if template:
+            settings["template"] = template
         settings = json.loads(json.dumps(settings))
         if (out / SETTINGS).is_file():
             before = _read_settings(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from forethought.cli import main
 from forethought.instruments.artefact import Instrument
 from forethought.reasoners.progress.generation import Generations
 from forethought.reasoners.progress.preparation import Prepared
+from forethought.reasoners.strength import knobs
 
 TRUTHS = [(["--do_sample", "True"], 0.6), (["--do_sample"], 0.6), (["--do-sample", "false"], 0.0), ([], 0.6)]
 
@@ -62,6 +64,22 @@ def test_it_overclocks_and_tells_before(made: Path, capsys: pytest.CaptureFixtur
     assert {"overclocking", "its end entry alone", "all but its end entry", "raw vector", "random 1"} <= knobs
     assert (made / "intervene" / "frontier.png").exists()
     assert (made / "intervene" / "parts.png").exists()
+
+
+@pytest.mark.slow
+def test_what_is_learned_from_a_collection_is_tested_beside_its_other_knobs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knobs, "survival_summary", partial(knobs.survival_summary, replicates=20))
+    out = tmp_path / "c"
+    words = ("--model", folder, "--number", 40, "--max-new-tokens", 50, "--temperature", 1, "--top-p", 1)
+    assert run("strength", "collect", "--out", out, *words) == 0
+    assert run("strength", "analyse", out, "--permutations", 5) == 0
+    for step in ("prepare", "train"):
+        assert run("progress", step, out) == 0
+    assert run("strength", "efficient", out, "--progress", out) == 0
+    tested = json.loads((out / "efficient" / "efficient.json").read_text())["outcomes"]["test"]
+    assert {"overclocking", "direction", "end bias"} <= {row["knob"] for row in tested}
 
 
 def test_a_dataset_of_ones_own_is_numbered_as_it_is_and_its_end_is_not_in_it(
