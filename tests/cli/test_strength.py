@@ -129,6 +129,7 @@ WRONG: dict[str, tuple[Callable[[Path], Words], str]] = {
     "no collection to steer": (lambda f: ("steer", f / "nothing"), "holds no collection"),
     "no collection to detect in": (lambda f: ("overthink", f / "nothing"), "holds no collection"),
     "no collection to save in": (lambda f: ("efficient", f / "nothing"), "holds no collection"),
+    "no name": (lambda f: ("collect", "--out", f / "x", "--model", ""), "The model has no name"),
     "no model": (lambda f: ("collect", "--out", f / "x", "--model", f / "nothing"), "no folder"),
     "no delimiters": (lambda f: ("collect", "--out", f / "x", "--model", f / "llama"), "has no token <think>"),
     "other delimiters": (
@@ -146,6 +147,7 @@ WRONG: dict[str, tuple[Callable[[Path], Words], str]] = {
     "no samples": (lambda f: ("collect", "--out", f / "x", "--samples", 0), "samples is 0"),
     "no top": (lambda f: ("collect", "--out", f / "x", "--top-p", 2), "top_p 2.0"),
     "no temperature": (lambda f: ("collect", "--out", f / "x", "--temperature", "nan"), "temperature is nan"),
+    "hardly a temperature": (lambda f: ("collect", "--out", f / "x", "--temperature", 1e-320), "temperature is 1e-320"),
     "no device": (lambda f: ("steer", f / "c", "--device", "abacus"), "no device 'abacus'"),
     "no permutations": (lambda f: ("analyse", f / "c", "--permutations", 0), "permutations is 0"),
     "no kind": (lambda f: ("analyse", f / "c", "--kind", "magic"), "invalid choice: 'magic'"),

@@ -139,7 +139,7 @@ def test_words_alone_explain_lengths_planted_on_them_and_nothing_else():
     lengths = np.array([1000.0 + 800 * (7 in row) + 5 * random.normal() for row in tokens])
     doubled, repeated = [tokens[g] for g in groups], lengths[groups]
     assert r2(bag_of_tokens_baseline(doubled, repeated, tokens[70:], groups), lengths[70:]) > 0.7
-    # each problem has a word of its own and a random length: only a leak between folds makes those words worth a penalty
+    # each problem has a word of its own and a random length: only a leak between folds makes those words worth it
     named, chance = [[*row, 1000 + i] for i, row in enumerate(tokens)], random.normal(1000, 300, 110)
     twice, leaky = [named[g] for g in groups], chance[groups]
     whole, leaking = (bag_of_tokens_baseline(twice, leaky, named[70:], each) for each in (groups, None))

@@ -82,6 +82,31 @@ def test_what_is_learned_from_a_collection_is_tested_beside_its_other_knobs(
     assert {"overclocking", "direction", "end bias"} <= {row["knob"] for row in tested}
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        *((("train", "--level", level), f"level is {level};") for level in ("1", "90", "-3", "0", "nan")),
+        (("intervene", "--random", "-1"), "-1 is below 0"),
+        (("intervene", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("intervene", "--top-p", "0"), "top_p 0.0"),
+        (("watch", "1+1", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("watch", "1+1", "--top-p", "0"), "top_p 0.0"),
+        (("watch", "1+1", "--temperature", "1e-320"), "temperature is 1e-320"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    made: Path, words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, *more = words
+    place = ["--progress", made] if step == "watch" else [made]
+    try:
+        code = run("progress", step, *more, *place)
+    except SystemExit as end:  # of argparse
+        code = int(end.code or 0)
+    assert code == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_dataset_of_ones_own_is_numbered_as_it_is_and_its_end_is_not_in_it(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,7 +72,7 @@ def test_a_collection_keeps_its_parts(
     for mine, theirs in (("fit", "fit"), ("validation", "choose"), ("test", "test")):
         assert found.parts[mine] == parts[theirs].tolist()
     assert found.provenance["ratio"] is None
-    with pytest.raises(DataError, match="keeps the parts of its collection; leave the ratio 0.8 out"):
+    with pytest.raises(DataError, match=r"keeps the parts of its collection; leave the ratio 0\.8 out"):
         Prepared.make(Generations.open(tmp_path), reasoner, tmp_path / "other", train_split_ratio=0.8)
 
 

@@ -151,7 +151,7 @@ def overclock(
 
 
 def refuse_learned(prepared: Prepared, problems: Sequence[Problem]) -> None:
-    """Refuse to test on questions that the vectors, or their strength, come from, also where a template was around them.
+    """Refuse to test on questions that the vectors, or their strength, come from, in their template or without.
 
     Raises:
         DataError: one of them is among the problems to fit or to choose.

@@ -196,7 +196,7 @@ def save(analysis: Analysis, collection: Collection, out: Path, command: str) ->
         ).save(scratch / "probe")  # fmt: skip
         # RSP steers the inputs of blocks; what is kept is all that is added, here and in every engine
         last = collection.states.model.blocks - 1
-        vectors = {
+        vectors: dict[Site, dict[str, torch.Tensor]] = {
             site: {"direction": torch.from_numpy(found.vector()).float()}
             for site, found in analysis.directions.items()
             if site != "norm" and site < last

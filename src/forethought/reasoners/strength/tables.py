@@ -67,8 +67,8 @@ def controls(analysis: Analysis) -> Table:
         table.add_row(name, _number(value))
     if cut := analysis.controls["censored"]:
         table.caption = (
-            f"{cut:.1%} of the thoughts were cut off. Here and in the other tables they count as long as they came: all "
-            "but the interval's coverage is against such capped means."
+            f"{cut:.1%} of the thoughts were cut off. Here and in the other tables they count as if they ended there: "
+            "all but the interval's coverage is against such capped means."
         )
     return table
 
