@@ -56,7 +56,9 @@ def make(seed: int, options: argparse.Namespace) -> None:
         for path in (*(folder / name for name in FILES), *(progress / name for name in PROGRESS_FILES)):
             shutil.copy(path, scratch)
         text = json.dumps({**circumstances(), "commands": [list(command) for command in COMMANDS]}, indent=2)
-        (scratch / "made.json").write_text(text.replace(str(options.runs), "RUNS") + "\n")
+        (scratch / "made.json").write_text(text + "\n")
+        for file in scratch.glob("*.json"):
+            file.write_text(file.read_text().replace(str(options.runs), "RUNS"))
 
 
 COMMANDS: list[tuple[str, ...]] = []

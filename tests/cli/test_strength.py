@@ -129,6 +129,7 @@ WRONG: dict[str, tuple[Callable[[Path], Words], str]] = {
     "no collection to steer": (lambda f: ("steer", f / "nothing"), "holds no collection"),
     "no collection to detect in": (lambda f: ("overthink", f / "nothing"), "holds no collection"),
     "no collection to save in": (lambda f: ("efficient", f / "nothing"), "holds no collection"),
+    "no name": (lambda f: ("collect", "--out", f / "x", "--model", ""), "The model has no name"),
     "no model": (lambda f: ("collect", "--out", f / "x", "--model", f / "nothing"), "no folder"),
     "no delimiters": (lambda f: ("collect", "--out", f / "x", "--model", f / "llama"), "has no token <think>"),
     "other delimiters": (
@@ -146,6 +147,7 @@ WRONG: dict[str, tuple[Callable[[Path], Words], str]] = {
     "no samples": (lambda f: ("collect", "--out", f / "x", "--samples", 0), "samples is 0"),
     "no top": (lambda f: ("collect", "--out", f / "x", "--top-p", 2), "top_p 2.0"),
     "no temperature": (lambda f: ("collect", "--out", f / "x", "--temperature", "nan"), "temperature is nan"),
+    "hardly a temperature": (lambda f: ("collect", "--out", f / "x", "--temperature", 1e-320), "temperature is 1e-320"),
     "no device": (lambda f: ("steer", f / "c", "--device", "abacus"), "no device 'abacus'"),
     "no permutations": (lambda f: ("analyse", f / "c", "--permutations", 0), "permutations is 0"),
     "no kind": (lambda f: ("analyse", f / "c", "--kind", "magic"), "invalid choice: 'magic'"),
@@ -221,6 +223,14 @@ def test_a_collection_goes_on_with_nothing_else(there: Path, refused: Callable[.
     words = ("collect", "--out", there / "c", "--problems", there / "problems.jsonl", "--device", "cpu", "--model")
     assert "rollouts of another model, sampling" in refused(*words, there / "other")
     assert "rollouts of another sampling" in refused(*words, there / "model")
+
+
+def test_progress_learned_from_what_is_tested_on_is_refused(
+    there: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    shutil.copytree(there / "c" / "rollouts", tmp_path / "rollouts-00000-00040")
+    assert call("progress", "prepare", tmp_path, "--quiet", "--device", "cpu") == 0  # deals the problems otherwise
+    assert "of the questions to test on were learned from" in refused("efficient", there / "c", "--progress", tmp_path)
 
 
 @pytest.mark.slow

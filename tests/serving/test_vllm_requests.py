@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from forethought.errors import ArtefactError, RecipeError
 from forethought.instruments.artefact import Instrument
 from forethought.instruments.fingerprint import Identity
+from forethought.instruments.logit_route import logit_bias
 from forethought.instruments.phases import THINK, Delimiters, phases
+from forethought.reasoners.progress.trained import EMBEDDED as PROGRESS
+from forethought.reasoners.progress.trained import Trained
+from forethought.reasoners.reasoner import EMBEDDED, Reasoner
 from forethought.serving.vllm_plugin import Progress, _offsets
 from forethought.serving.vllm_requests import Engine, Order, order, token_bias, vectors
 
@@ -164,8 +168,11 @@ def test_instruments_and_arrays_say_the_same(steering: Path) -> None:
     Instrument("progress", "norm", norm, model, "think", "share").save(steering / "norm")
     with pytest.raises(ArtefactError, match="for the final norm; name it with bias"):
         asked(steer="norm", strength=1)
-    with pytest.raises(ArtefactError, match="for blocks, not for the final norm; name it with steer"):
-        asked(bias="kept", alpha=1)
+    Instrument("direction", "both", kept | norm, model, "last-prompt", "state").save(steering / "both")
+    assert vectors(str(steering / "both"), 0, 2, 3).tolist() == array.tolist()
+    for name in ("kept", "both"):
+        with pytest.raises(ArtefactError, match="for blocks, not for the final norm; name it with steer"):
+            asked(bias=name, alpha=1)
     with pytest.raises(ArtefactError, match="for 2 blocks of width 3, but the model has 4 blocks of width 3"):
         vectors(str(steering / "kept"), 0, 4, 3)
 
@@ -181,6 +188,21 @@ def test_a_direction_becomes_a_bias_by_the_models_own_unembedding(steering: Path
         bias = token_bias(str(steering / "direction.npy"), 0, 3, 5, str(tmp_path / name))
         expected = list(tensors.values())[-1].double() @ torch.tensor([1.0, -2.0, 0.5]).double()
         np.testing.assert_allclose(bias, expected.numpy(), atol=1e-5)
+
+
+def test_the_progress_vector_that_comes_along_is_a_bias(steering: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``forethought progress train`` writes, as it is."""
+    reasoner, kept = Reasoner.open(device="cpu"), Instrument.open(PROGRESS / "tpv")
+    monkeypatch.setenv("FORETHOUGHT_STEERING", f"tpv={PROGRESS / 'tpv'}")
+    vocabulary = reasoner.model.config.vocab_size
+    engine = Engine(str(EMBEDDED), kept.model.blocks, kept.model.width, vocabulary, hooks=True, logits=True)
+    found = order({"bias": "tpv", "alpha": 20.0, "bias_phase": "generated"}, [0], 1, engine, None)
+    assert found is not None
+    bias = token_bias(found.bias, found.bias_stamp, engine.width, vocabulary, engine.model)
+    theta = torch.from_numpy(Trained.open(PROGRESS)[0].tpv.weight).float()
+    np.testing.assert_allclose(bias, logit_bias(reasoner.model, theta).numpy(), atol=1e-4)
+    with pytest.raises(ArtefactError, match="for the final norm; name it with bias"):
+        order({"steer": "tpv", "strength": 1}, [0], 1, engine, None)
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from forethought.cli.strength import add_model, command, open_model, steps_of
+from forethought.cli.strength import add_model, command, count, open_model, steps_of
 
 SEED = 42  # of the published scripts
 
@@ -38,7 +38,8 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     _flag(sub, "out", "output_dir", metavar="DIR", help="where the states go; by default the same folder")
     add_model(sub, default=None)
     _flag(
-        sub, "train_split_ratio", type=float, default=0.8, metavar="A", help="of the problems (default 0.8)"
+        sub, "train_split_ratio", type=float, metavar="A",
+        help="of the problems (default 0.8); a collection keeps the parts that it has",
     )  # fmt: skip
     _flag(sub, "end_of_thinking_token", metavar="TOKEN", help="the same as the second of --think")
 
@@ -65,7 +66,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help="one to test, several to choose from; by default those that move the model by 0.01 to 1 nats a token",
     )  # fmt: skip
     _flag(sub, "max_loss", type=float, default=0.01, metavar="A", help="accuracy given up at most (0.01)")
-    sub.add_argument("--random", type=int, default=1, metavar="N", help="random biases beside (default 1)")
+    sub.add_argument("--random", type=count, default=1, metavar="N", help="random biases beside (default 1)")
     _flag(sub, "generations_per_problem", "samples", type=int, default=1, metavar="N", help="thoughts a problem (1)")
     _length(sub)
     _sampling(sub, None, None)
@@ -85,20 +86,19 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 
 def generate(options: argparse.Namespace) -> None:
-    from forethought.reasoners.progress.generation import Generations, default_length, templated
+    from forethought.reasoners.progress.generation import Generations, default_length
     from forethought.reasoners.rollouts import Sampling
 
     reasoner = open_model(options)
     problems = _problems(options, options.end)
-    if options.prompt_template:
-        problems = templated(problems, options.prompt_template)
     sampling = Sampling(
-        options.generations_per_problem, options.max_new_tokens or default_length(reasoner), _temperature(options, 0.6),
-        options.top_p, _seed(options), options.batch_size,
+        options.generations_per_problem, _given(options.max_new_tokens, default_length(reasoner)),
+        _temperature(options, 0.6), options.top_p, _seed(options), options.batch_size,
     )  # fmt: skip
     found = Generations.collect(
-        options.out, reasoner, problems, sampling, start=options.start, end=options.end, quiet=options.quiet
-    )
+        options.out, reasoner, problems, sampling, start=options.start, end=options.end,
+        template=options.prompt_template or "", quiet=options.quiet,
+    )  # fmt: skip
     ended = [rollout.thinking_tokens for rollout in found.rollouts if rollout.ended]
     mean = f", those of {sum(ended) / len(ended):.1f} tokens on average" if ended else ""
     print(
@@ -181,9 +181,10 @@ def intervene(options: argparse.Namespace) -> None:
         numbers, tested = prepared.parts["test"], prepared.part("test")
     before = prepared.sampling
     sampling = replace(
-        before, samples=options.generations_per_problem, max_new_tokens=options.max_new_tokens or before.max_new_tokens,
-        temperature=_temperature(options, before.temperature), top_p=options.top_p or before.top_p,
-        batch_size=options.batch_size, seed=before.seed if options.seed is None else options.seed,
+        before, samples=options.generations_per_problem,
+        max_new_tokens=_given(options.max_new_tokens, before.max_new_tokens),
+        temperature=_temperature(options, before.temperature), top_p=_given(options.top_p, before.top_p),
+        batch_size=options.batch_size, seed=_given(options.seed, before.seed),
     )  # fmt: skip
     out = Path(options.out or folder) / options.task_name
     out.mkdir(parents=True, exist_ok=True)
@@ -229,9 +230,9 @@ def watch(options: argparse.Namespace) -> int:
     reasoner = open_model(options, dict(kept.provenance) | {"fingerprint": kept.model.fingerprint})
     before = kept.provenance["sampling"]
     watcher = Watcher(
-        reasoner, trained, options.source, options.max_new_tokens or before["max_new_tokens"],
-        _temperature(options, before["temperature"]), options.top_p or before["top_p"], _seed(options), options.alpha,
-        options.max_seconds,
+        reasoner, trained, options.source, _given(options.max_new_tokens, before["max_new_tokens"]),
+        _temperature(options, before["temperature"]), _given(options.top_p, before["top_p"]), _seed(options),
+        options.alpha, options.max_seconds,
     )  # fmt: skip
     if options.sse is None:
         ending = show(watcher.stream(options.question), watcher.why())
@@ -307,8 +308,13 @@ def _temperature(options: argparse.Namespace, default: float) -> float:
     return asked
 
 
+def _given(value: Any, default: Any) -> Any:
+    """What was asked for, 0 too; otherwise the default."""
+    return default if value is None else value
+
+
 def _seed(options: argparse.Namespace) -> int:
-    return SEED if options.seed is None else int(options.seed)
+    return int(_given(options.seed, SEED))
 
 
 def _place(options: argparse.Namespace) -> Path:

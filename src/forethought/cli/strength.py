@@ -40,7 +40,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     _folder(sub)
     sub.add_argument("--vectors", metavar="DIR", help="a direction; by default that of 'analyse'")
     sub.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="λ")
-    sub.add_argument("--random", type=_count, default=2, metavar="N", help="random directions beside (default 2)")
+    sub.add_argument("--random", type=count, default=2, metavar="N", help="random directions beside (default 2)")
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers a problem (default 1)")
 
     sub = step("overthink", "detect before the first token which thoughts will be the longest", overthink)
@@ -57,7 +57,8 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers a problem (default 1)")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number, 0 or more, for an option."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
@@ -115,7 +116,7 @@ def open_model(options: argparse.Namespace, settings: dict[str, Any] | None = No
     keep_freed_memory()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    name = options.model or (settings or {}).get("model", "embedded")
+    name = options.model if options.model is not None else (settings or {}).get("model", "embedded")
     instruction = options.instruction or (settings or {}).get("instruction", "")
     told = (settings or {}).get("delimiters", {})
     between = Delimiters(*(tuple(told[end]) for end in ("open", "close"))) if told else ("<think>", "</think>")
@@ -228,11 +229,15 @@ def efficient(options: argparse.Namespace) -> None:
     from forethought.instruments.logit_route import logit_bias
     from forethought.instruments.transcripts import Transcript
     from forethought.reasoners.progress.intervention import alpha_grid
+    from forethought.reasoners.progress.overclocking import refuse_learned
+    from forethought.reasoners.progress.preparation import Prepared
     from forethought.reasoners.strength import figures, knobs, sweep, tables
     from forethought.reasoners.strength.collection import Collection
     from forethought.reasoners.strength.ready import fit_ready, ready_knob
 
     found = Collection.open(options.path)
+    if options.progress:
+        refuse_learned(Prepared.open(options.progress), [found.problems[index] for index in found.part("test")])
     reasoner = open_model(options, found.rollouts.settings)
     vectors = _vectors(options, found, reasoner)
     out = found.path / "efficient"
@@ -255,7 +260,7 @@ def efficient(options: argparse.Namespace) -> None:
     if options.progress:
         overclock = Instrument.open(Path(options.progress) / "tpv")
         overclock.check_model(reasoner.model)
-        theta = overclock.vectors("tpv").get("norm")
+        theta = overclock.steering().get("norm")
         if theta is None:
             raise ArtefactError(f"{options.progress} has no vector after the final norm; train it at the site norm.")
         thoughts = [

@@ -42,7 +42,8 @@ class Instrument:
     Attributes:
         kind: such as ``direction``, ``probe``, ``progress``.
         name: what people call it.
-        tensors: of each site, by name; a direction is ``{site: {"direction": [d]}}``.
+        tensors: of each site, by name; a direction is ``{site: {"direction": [d]}}``, a progress vector
+            ``{"norm": {"tpv": [d]}}`` among others.
         model: what it was made on.
         position: where states were read, such as ``last-prompt``.
         units: what a value of 1 means.
@@ -97,6 +98,25 @@ class Instrument:
         if not found:
             raise ArtefactError(f"The {self.kind} {self.name!r} has no tensor {name!r} at any site.")
         return found
+
+    def steering(self) -> dict[Site, Tensor]:
+        """What it steers with, float32 ``[d]`` a site, in the order of the network: its direction, or progress vector.
+
+        One at the final norm comes by itself only: it is served as a bias on the logits, beside no others.
+
+        Raises:
+            ArtefactError: it holds no such vector, or one of another shape.
+        """
+        progress = "tpv" in self.tensors.get("norm", {})
+        found = self.vectors("tpv" if progress else "direction")
+        for site, vector in found.items():
+            if vector.shape != (self.model.width,):
+                raise ArtefactError(
+                    f"The vector of {self.name!r} at site {site} has the shape {list(vector.shape)}; to steer with, it "
+                    f"has to be [{self.model.width}]."
+                )
+        found = {site: vector.detach().to("cpu", torch.float32) for site, vector in found.items()}
+        return {site: vector for site, vector in found.items() if site != "norm"} or found
 
     def check_model(self, model: nn.Module, *, stack: Stack | None = None, force: bool = False) -> None:
         """Refuse a model that this was not made on.

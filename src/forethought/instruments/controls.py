@@ -9,7 +9,7 @@ and in permutations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,35 +254,42 @@ def split_half(rollouts: Any, splits: int = 50, seed: int = 0, ranks: bool = Fal
     return SplitHalf(half, reliability, math.sqrt(reliability))
 
 
-def prompt_length_baseline(prompt_lengths: Any, lengths: Any, groups: Any = None, seed: int = 0) -> Floats:
-    """Held-out predictions of lengths from the prompt's length and its logarithm; float64 ``[rows]``.
+def prompt_length_baseline(prompt_lengths: Any, lengths: Any, new: Any) -> Floats:
+    """Lengths of new rows, float64 ``[m]``, from their prompts' lengths and the logarithms of those.
 
     Args:
-        prompt_lengths: tokens (or characters) of each prompt ``[rows]``.
-        lengths: float ``[rows]``.
+        prompt_lengths: tokens (or characters) of each prompt to fit on ``[n]``.
+        lengths: of their thoughts, float ``[n]``.
+        new: prompt lengths of the rows to predict ``[m]``.
 
     Raises:
-        DataError: bad input, or one problem only.
+        DataError: bad input.
     """
     from sklearn.linear_model import LinearRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     real = finite("lengths", lengths)
-    size = finite("prompt_lengths", prompt_lengths, rows=len(real))
-    features, result = np.stack([size, np.log1p(np.maximum(size, 0))], axis=1), np.empty_like(real)
-    for train, test in grouped_folds(problems_of(groups, len(real)), seed=seed):
-        fitted = make_pipeline(StandardScaler(), LinearRegression()).fit(features[train], real[train])
-        result[test] = fitted.predict(features[test])
-    return result
+    known, asked = (
+        np.stack([size, np.log1p(np.maximum(size, 0))], axis=1)
+        for size in (finite("prompt_lengths", prompt_lengths, rows=len(real)), finite("new", new))
+    )
+    return np.asarray(make_pipeline(StandardScaler(), LinearRegression()).fit(known, real).predict(asked))
 
 
-def bag_of_tokens_baseline(tokens: Sequence[Sequence[int]], lengths: Any, groups: Any = None, seed: int = 0) -> Floats:
-    """Held-out predictions of lengths from the prompt's words alone: TF-IDF of token ids, ridge; float64 ``[rows]``.
+def bag_of_tokens_baseline(
+    tokens: Sequence[Sequence[int]], lengths: Any, new: Sequence[Sequence[int]], groups: Any = None, seed: int = 0
+) -> Floats:
+    """Lengths of new rows, float64 ``[m]``, from their prompts' words alone: TF-IDF of token ids, ridge.
+
+    The penalty is chosen by cross-validation over the problems to fit on.
 
     Args:
-        tokens: the ids of each prompt.
-        lengths: float ``[rows]``.
+        tokens: the ids of each prompt to fit on.
+        lengths: of their thoughts, float ``[n]``.
+        new: the ids of each prompt to predict.
+        groups: the problem of each row to fit on; None: every row its own.
+        seed: of the folds.
 
     Raises:
         DataError: bad input, no tokens at all, or one problem only.
@@ -295,17 +302,12 @@ def bag_of_tokens_baseline(tokens: Sequence[Sequence[int]], lengths: Any, groups
     real = finite("lengths", lengths)
     if len(tokens) != len(real) or not any(len(row) for row in tokens):
         raise DataError(f"There are token ids of {len(tokens)} prompts for {len(real)} lengths; give those of each.")
-    documents = np.empty(len(tokens), dtype=object)
-    documents[:] = [[str(int(token)) for token in row] for row in tokens]
-    problems, result = problems_of(groups, len(real)), np.empty_like(real)
-    for train, test in grouped_folds(problems, seed=seed):
-        # an analyzer that changes nothing: the tokenizer has done the work
-        model = make_pipeline(TfidfVectorizer(analyzer=list, sublinear_tf=True), Ridge())
-        inner = grouped_folds(problems[train], seed=seed) if len(np.unique(problems[train])) > 1 else None
-        if inner:
-            model = GridSearchCV(model, {"ridge__alpha": RIDGES}, cv=inner, scoring="neg_mean_squared_error")
-        result[test] = model.fit(documents[train], real[train]).predict(documents[test])
-    return result
+    known, asked = ([[str(int(token)) for token in row] for row in rows] for rows in (tokens, new))
+    # an analyzer that changes nothing: the tokenizer has done the work
+    model = make_pipeline(TfidfVectorizer(analyzer=list, sublinear_tf=True), Ridge())
+    folds = grouped_folds(problems_of(groups, len(real)), seed=seed)
+    search = GridSearchCV(model, {"ridge__alpha": RIDGES}, cv=folds, scoring="neg_mean_squared_error")
+    return np.asarray(search.fit(known, real).predict(asked))
 
 
 def length_controls(
@@ -313,8 +315,7 @@ def length_controls(
     lengths: Any,
     groups: Any = None,
     levels: Any = None,
-    prompt_lengths: Any = None,
-    tokens: Sequence[Sequence[int]] | None = None,
+    baselines: Mapping[str, Any] | None = None,
     rollouts: Any = None,
     permutations: int = 200,
     seed: int = 0,
@@ -324,7 +325,9 @@ def length_controls(
     Args:
         predictions: the probe's **held-out** predictions, float ``[rows]``.
         lengths: what came, float ``[rows]``.
-        groups, levels, prompt_lengths, tokens: of each row; what is None is left out.
+        groups, levels: of each row; what is None is left out.
+        baselines: by name, such as ``bag-of-tokens``, what predictors of no state say of the same rows, float
+            ``[rows]``, fitted on the very rows that the probe was fitted on.
         rollouts: float ``[rows, r]``, the lengths that ``lengths`` are means of.
 
     Returns:
@@ -346,13 +349,9 @@ def length_controls(
             lambda y: within_level(guess, y, level)[0], real, groups, level, permutations=permutations, seed=seed
         )
         numbers["within-level/p"] = inside.p
-    baselines = {}
-    if prompt_lengths is not None:
-        baselines["prompt-length"] = prompt_length_baseline(prompt_lengths, real, groups, seed)
-    if tokens is not None:
-        baselines["bag-of-tokens"] = bag_of_tokens_baseline(tokens, real, groups, seed)
-    for name, values in baselines.items():
-        numbers |= {f"{name}/spearman": spearman(values, real), f"{name}/r2": r2(values, real)}
+    for name, values in (baselines or {}).items():
+        guess = finite(name, values, rows=len(real))
+        numbers |= {f"{name}/spearman": spearman(guess, real), f"{name}/r2": r2(guess, real)}
     if rollouts is not None:
         finite("rollouts", rollouts, ndim=2, rows=len(real))
         numbers["ceiling/spearman"] = split_half(rollouts, seed=seed, ranks=True).ceiling

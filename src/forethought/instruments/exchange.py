@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from forethought.atomic import atomic_file
 from forethought.errors import ArtefactError
@@ -64,14 +64,14 @@ def import_npy(
 
 
 def export_npy(instrument: Instrument, path: str | os.PathLike[str]) -> None:
-    """Write directions as the original code reads them: ``[L, d]`` for blocks, ``[d]`` for the norm; float32.
+    """Write what is steered with as the original code reads it: ``[L, d]`` for blocks, ``[d]`` for the norm; float32.
 
     Sites that the instrument does not have become rows of zeros.
 
     Raises:
-        ArtefactError: the array has no place for a site.
+        ArtefactError: there is nothing to steer with, or the array has no place for a site.
     """
-    vectors = _directions(instrument)
+    vectors = instrument.steering()
     if list(vectors) == ["norm"]:
         array = vectors["norm"].numpy()
     else:
@@ -79,7 +79,8 @@ def export_npy(instrument: Instrument, path: str | os.PathLike[str]) -> None:
         for site, vector in vectors.items():
             if site == "norm" or site == instrument.model.blocks - 1:
                 raise ArtefactError(
-                    f"An RSP array holds the inputs of blocks and has no place for site {site!r}; leave that site out."
+                    f"An RSP array holds the inputs of blocks and has no place for site {site!r}; write a GGUF file, "
+                    "or keep an instrument without that site."
                 )
             array[site + 1] = vector.numpy()
     with atomic_file(path) as scratch, scratch.open("wb") as file:
@@ -129,15 +130,15 @@ def export_gguf(instrument: Instrument, path: str | os.PathLike[str], *, leave_o
     """Write a control vector for llama.cpp, whose ``--control-vector-scaled FILE SCALE`` multiplies it by SCALE.
 
     Args:
-        instrument: with directions.
+        instrument: what it steers with is written.
         path: the ``.gguf`` file.
-        leave_out: drop sites that llama.cpp cannot steer (-1, 0, ``norm``); directions of zeros are dropped anyway.
+        leave_out: drop sites that llama.cpp cannot steer (-1, 0); vectors of zeros are dropped anyway.
 
     Raises:
         ArtefactError: the package gguf is missing, or such a site would be lost.
     """
     gguf = _gguf()
-    vectors = {site: vector for site, vector in _directions(instrument).items() if bool(vector.any())}
+    vectors = {site: vector for site, vector in instrument.steering().items() if bool(vector.any())}
     kept = {site: vector for site, vector in vectors.items() if site != "norm" and site >= 1}
     lost = ", ".join(str(site) for site in vectors if site not in kept)
     if not kept or (lost and not leave_out):
@@ -171,18 +172,6 @@ def _gguf() -> Any:
 
 def _identity(model: nn.Module | Identity) -> Identity:
     return model if isinstance(model, Identity) else Identity.of(model)
-
-
-def _directions(instrument: Instrument) -> dict[Site, Tensor]:
-    """The directions, float32 ``[d]``, in the order of the network."""
-    vectors = instrument.vectors("direction")
-    for site, vector in vectors.items():
-        if vector.shape != (instrument.model.width,):
-            raise ArtefactError(
-                f"The direction of {instrument.name!r} at site {site!r} has shape {list(vector.shape)}; "
-                f"only vectors [{instrument.model.width}] can be exported."
-            )
-    return {site: vector.detach().to("cpu", torch.float32) for site, vector in vectors.items()}
 
 
 def _instrument(

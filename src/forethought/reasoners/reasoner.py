@@ -64,6 +64,8 @@ class Reasoner:
         Raises:
             ArtefactError: there is no such model, it cannot be loaded, or its tokenizer lacks the delimiters.
         """
+        if not str(name).strip():
+            raise ArtefactError("The model has no name; give embedded, a folder, or a name on the hub.")
         place = EMBEDDED if str(name) == "embedded" else Path(name) if Path(name).is_dir() else str(name)
         chosen = find_device(device)
         there = isinstance(place, Path) or not _on_the_hub(place)

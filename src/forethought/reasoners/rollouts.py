@@ -58,7 +58,7 @@ class Sampling:
     Attributes:
         samples: of each problem.
         max_new_tokens: of each, thought and answer together.
-        temperature, top_p: of the distribution; temperature 0 is greedy.
+        temperature, top_p: of the distribution; temperature 0 is greedy, and nothing lies between it and 10⁻⁶.
         seed: of the draws.
         batch_size: rollouts at once; another gives other draws.
     """
@@ -74,9 +74,11 @@ class Sampling:
         for name in ("samples", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ArtefactError(f"{name} is {getattr(self, name)}; it has to be at least 1.")
-        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+        # below, logits that are divided by it overflow
+        if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf) or not 0 < self.top_p <= 1:
             raise ArtefactError(
-                f"temperature is {self.temperature} and top_p {self.top_p}; they have to be 0 or more, and in (0, 1]."
+                f"temperature is {self.temperature} and top_p {self.top_p}; they have to be 0 or 1e-06 and more, "
+                "and in (0, 1]."
             )
         if self.seed < 0:
             raise ArtefactError(f"seed is {self.seed}; it has to be 0 or more.")
@@ -149,7 +151,7 @@ class Rollouts:
 
     Attributes:
         path: the folder.
-        settings: what made it: model, fingerprint, sampling, suffix.
+        settings: what made it: model, fingerprint, sampling, suffix, template.
         problems: that were asked.
         rollouts: of them, by problem and sample; complete.
     """
@@ -169,9 +171,17 @@ class Rollouts:
         sampling: Sampling,
         *,
         suffix: str = "",
+        template: str = "",
         quiet: bool = True,
     ) -> Rollouts:
         """Answer problems into a folder. Given again, it goes on where it was stopped, and loses and doubles nothing.
+
+        Args:
+            out: the folder.
+            reasoner, problems, sampling: who answers what, and how.
+            suffix: added to every question.
+            template: that the questions were put into, only to be kept.
+            quiet: no progress bar.
 
         Raises:
             ArtefactError: the folder holds other rollouts, or cannot be written.
@@ -189,6 +199,8 @@ class Rollouts:
             "sampling": dataclasses.asdict(sampling),
             "problems": [dataclasses.asdict(problem) for problem in problems],
         }
+        if template:
+            settings["template"] = template
         settings = json.loads(json.dumps(settings))
         if (out / SETTINGS).is_file():
             before = _read_settings(out)

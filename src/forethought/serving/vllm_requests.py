@@ -238,10 +238,10 @@ def vectors(file: str, stamp: int, layers: int, width: int) -> Array:
         if (instrument.model.blocks, instrument.model.width) != (layers, width):
             made = f"{instrument.model.blocks} blocks of width {instrument.model.width}"
             raise ArtefactError(f"The {instrument.kind} {instrument.name!r} is for {made}, but {needed}")
-        for site, vector in instrument.vectors().items():
+        for site, vector in instrument.steering().items():
             if site == "norm":
                 raise ArtefactError(f"{instrument.name!r} is for the final norm; name it with bias, not with steer.")
-            rows[site + 1] = vector.float().numpy()
+            rows[site + 1] = vector.numpy()
         return rows
     array = _array(file)
     if array.shape != (layers, width):
@@ -266,9 +266,10 @@ def token_bias(file: str, stamp: int, width: int, vocabulary: int, model: str) -
     """
     if Path(file).is_dir():
         instrument = _instrument(file)
-        if instrument.sites != ["norm"]:
+        steering = instrument.steering()
+        if "norm" not in steering:
             raise ArtefactError(f"{instrument.name!r} is for blocks, not for the final norm; name it with steer.")
-        array = instrument.vectors()["norm"].float().numpy()
+        array = steering["norm"].numpy()
     else:
         array = _array(file)
     if array.shape == (vocabulary,):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from forethought.cli import main
 from forethought.instruments.artefact import Instrument
 from forethought.reasoners.progress.generation import Generations
 from forethought.reasoners.progress.preparation import Prepared
+from forethought.reasoners.strength import knobs
 
 TRUTHS = [(["--do_sample", "True"], 0.6), (["--do_sample"], 0.6), (["--do-sample", "false"], 0.0), ([], 0.6)]
 
@@ -35,7 +38,9 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_holds_what_is_promised(made: Path) -> None:
     for name in ("prepared.json", "progress.json", "thoughts.png", "deciles.png", "gru", "tpv"):
         assert (made / name).exists()
-    assert set(Instrument.open(made / "tpv").vectors("tpv")) == {"norm"}
+    assert set(Instrument.open(made / "tpv").steering()) == {"norm"}
+    assert run("export", made / "tpv", made / "tpv.npy") == 0
+    assert np.array_equal(np.load(made / "tpv.npy"), Instrument.open(made / "tpv").tensors["norm"]["tpv"].numpy())
     document = json.loads((made / "progress.json").read_text())
     assert document["test"]["constant"]["mse"] == pytest.approx(1 / 12, rel=0.3)
     assert "generate" not in document["command"]
@@ -59,6 +64,47 @@ def test_it_overclocks_and_tells_before(made: Path, capsys: pytest.CaptureFixtur
     assert {"overclocking", "its end entry alone", "all but its end entry", "raw vector", "random 1"} <= knobs
     assert (made / "intervene" / "frontier.png").exists()
     assert (made / "intervene" / "parts.png").exists()
+
+
+@pytest.mark.slow
+def test_what_is_learned_from_a_collection_is_tested_beside_its_other_knobs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knobs, "survival_summary", partial(knobs.survival_summary, replicates=20))
+    out = tmp_path / "c"
+    words = ("--model", folder, "--number", 40, "--max-new-tokens", 50, "--temperature", 1, "--top-p", 1)
+    assert run("strength", "collect", "--out", out, *words) == 0
+    assert run("strength", "analyse", out, "--permutations", 5) == 0
+    for step in ("prepare", "train"):
+        assert run("progress", step, out) == 0
+    assert run("strength", "efficient", out, "--progress", out) == 0
+    tested = json.loads((out / "efficient" / "efficient.json").read_text())["outcomes"]["test"]
+    assert {"overclocking", "direction", "end bias"} <= {row["knob"] for row in tested}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        *((("train", "--level", level), f"level is {level};") for level in ("1", "90", "-3", "0", "nan")),
+        (("intervene", "--random", "-1"), "-1 is below 0"),
+        (("intervene", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("intervene", "--top-p", "0"), "top_p 0.0"),
+        (("watch", "1+1", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("watch", "1+1", "--top-p", "0"), "top_p 0.0"),
+        (("watch", "1+1", "--temperature", "1e-320"), "temperature is 1e-320"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    made: Path, words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, *more = words
+    place = ["--progress", made] if step == "watch" else [made]
+    try:
+        code = run("progress", step, *more, *place)
+    except SystemExit as end:  # of argparse
+        code = int(end.code or 0)
+    assert code == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_dataset_of_ones_own_is_numbered_as_it_is_and_its_end_is_not_in_it(

@@ -9,7 +9,7 @@ import pytest
 
 from forethought.data.problems import Problem
 from forethought.errors import ArtefactError, DataError
-from forethought.reasoners.progress.generation import Generations, default_length, templated
+from forethought.reasoners.progress.generation import Generations, default_length
 from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.rollouts import LINES, Rollouts
 
@@ -84,7 +84,14 @@ def test_the_length_by_default_lets_thoughts_end(reasoner: Reasoner) -> None:
     assert default_length(reasoner) == reasoner.context // 2 > 400
 
 
-def test_a_template_needs_a_place_for_the_question(problems: list[Problem]) -> None:
-    assert templated(problems[:1], "Solve: {problem}")[0].question == f"Solve: {problems[0].question}"
+def test_a_template_is_known_again_and_needs_a_place_for_the_question(
+    reasoner: Reasoner, problems: list[Problem], tmp_path: Path
+) -> None:
+    Generations.collect(tmp_path, reasoner, problems, SAMPLING, end=2, template="Solve: {problem}")
+    found = Generations.open(tmp_path)
+    assert found.problems[1].question == f"Solve: {problems[1].question}"
+    assert found.settings["template"] == "Solve: {problem}"
+    with pytest.raises(ArtefactError, match="another template"):
+        Generations.collect(tmp_path, reasoner, problems, SAMPLING, start=2, end=4)
     with pytest.raises(DataError, match="problem"):
-        templated(problems, "Solve it")
+        Generations.collect(tmp_path, reasoner, problems, SAMPLING, start=2, end=4, template="Solve it")

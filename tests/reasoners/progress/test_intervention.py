@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,14 @@ def test_learned_questions_are_not_tested_on(planted: Prepared) -> None:
     refuse_learned(planted, planted.part("test"))
     with pytest.raises(DataError, match="1 of the questions to test on were learned from"):
         refuse_learned(planted, [*planted.part("test"), planted.part("validation")[0]])
+    # nor those that were learned in a template, which are the same questions
+    asked = {n: replace(p, question=f"Solve: {p.question}!") for n, p in planted.problems.items()}
+    settings = planted.settings | {"template": "Solve: {problem}!"}
+    templated = replace(planted, problems=asked, settings=settings)
+    refuse_learned(templated, planted.part("test"))
+    for problem in (planted.part("fit")[0], templated.part("fit")[0]):
+        with pytest.raises(DataError, match="1 of the questions to test on were learned from"):
+            refuse_learned(templated, [problem])
 
 
 def test_the_end_entry_is_what_parts_says(reasoner: Reasoner, trained: Trained) -> None:

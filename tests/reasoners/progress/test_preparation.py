@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from forethought.data.problems import Problem
 from forethought.errors import ArtefactError, DataError
 from forethought.reasoners.progress.generation import Generations
 from forethought.reasoners.progress.preparation import PARTS, Prepared, Thoughts, split
 from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.strength.collection import deal
+
+from .conftest import SAMPLING
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,20 @@ def test_a_problem_is_in_one_part_and_every_part_is_known_again(prepared: Prepar
     again = Prepared.open(generated)
     assert again == prepared
     assert split(range(40), 0.8, 42) == prepared.parts != split(range(40), 0.8, 43)
+
+
+def test_a_collection_keeps_its_parts(
+    reasoner: Reasoner, problems: list[Problem], generated: Path, tmp_path: Path
+) -> None:
+    """So that what is learned from it can be tested on the problems that it tests on."""
+    shutil.copytree(generated / "rollouts-00000-00040", tmp_path / "rollouts")
+    found = Prepared.make(Generations.open(tmp_path), reasoner, tmp_path)
+    parts = deal(40, SAMPLING.seed)
+    for mine, theirs in (("fit", "fit"), ("validation", "choose"), ("test", "test")):
+        assert found.parts[mine] == parts[theirs].tolist()
+    assert found.provenance["ratio"] is None
+    with pytest.raises(DataError, match=r"keeps the parts of its collection; leave the ratio 0\.8 out"):
+        Prepared.make(Generations.open(tmp_path), reasoner, tmp_path / "other", train_split_ratio=0.8)
 
 
 @pytest.mark.parametrize(("number", "ratio"), [(7, 0.8), (40, 1.0), (40, 0.01)])

@@ -89,7 +89,7 @@ def test_events_are_what_the_watcher_sees(server: ProgressServer, watcher: Watch
     assert response.getheader("Content-Type").startswith("text/event-stream")
     *tokens, (name, ending) = events(text)
     assert name == "done"
-    assert {"token", "text", "fraction", "low", "high", "eta_tokens", "phase", "source"} <= set(tokens[0][1])
+    assert {"token", "text", "fraction", "low", "high", "eta_tokens", "phase", "closed", "source"} <= set(tokens[0][1])
     *wanted, last = [plain(item) for item in watcher.stream(QUESTION)]
     for (_, found), event in zip(tokens, wanted, strict=True):
         assert found | {"seconds": 0} == event | {"seconds": 0}

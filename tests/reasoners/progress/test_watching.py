@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 from forethought.data.problems import Problem
 from forethought.errors import ArtefactError
 from forethought.instruments.logit_route import ThinkingBias
+from forethought.instruments.progress import IsotonicMap
 from forethought.reasoners.progress.bar import show, status
 from forethought.reasoners.progress.intervention import biases
 from forethought.reasoners.progress.trained import SOURCES, Trained
@@ -67,12 +69,24 @@ def test_the_bar_reads_the_states_of_a_full_pass(
     shown = trained.meters[source].shown(trained.predict(source, states))
     thinking = [event for event in events if event.phase == "think"]
     assert len(thinking) == len(shown)
-    np.testing.assert_allclose([event.fraction for event in thinking[:-1]], shown[:-1], atol=2e-4)
+    np.testing.assert_allclose([event.fraction for event in thinking[:-1]], np.minimum(shown[:-1], 0.99), atol=2e-4)
+    assert [event.closed for event in events] == [False] * (len(thinking) - 1) + [True] * (len(events) - len(shown) + 1)
     closing = thinking[-1]
     assert (closing.token, closing.fraction, closing.eta_tokens) == (reasoner.delimiters.close[0], 1.0, 0.0)
     assert all(event.fraction == 1.0 for event in events[len(thinking) :])
     assert (np.diff([event.fraction for event in events]) >= 0).all()
     assert all(event.low <= event.high and event.source == source for event in events)
+
+
+def test_no_thought_is_told_to_be_over_before_it_is(watcher: Watcher, trained: Trained) -> None:
+    watcher = whose_thought_ends(watcher)
+    sure = replace(trained.meters["position"], mapping=IsotonicMap(np.array([0.0]), np.array([1.0])))
+    sure = replace(trained, meters=dict(trained.meters) | {"position": sure}, source="position")
+    events, ending = taken(replace(watcher, trained=sure), QUESTION)
+    for place, event in enumerate(events):
+        over = place >= ending.thinking_tokens
+        assert (event.closed, event.fraction, plain(event)["fraction"]) == (over, *(2 * [1.0 if over else 0.99]))
+        assert ("thought over · " in status(event)) is over
 
 
 def test_a_token_takes_one_pass_over_one_position(watcher: Watcher, problems: list[Problem]) -> None:
@@ -112,7 +126,7 @@ def test_it_ends_by_limit_by_time_and_from_outside_and_leaves_no_hook(watcher: W
     watcher = whose_thought_ends(watcher)
     norm = watcher.reasoner.model.model.norm
     assert taken(replace(watcher, max_new_tokens=3), QUESTION)[1].why == "tokens"
-    late = taken(replace(watcher, max_seconds=-1.0), QUESTION)
+    late = taken(replace(watcher, max_seconds=1e-9), QUESTION)
     assert late == ([], replace(late[1], why="time", tokens=0, thinking_tokens=0, ended=False))
     [*events, ending] = watcher.stream(QUESTION, stop=lambda: True)
     assert (events, ending.why) == ([], "stopped")  # type: ignore[union-attr]
@@ -123,9 +137,16 @@ def test_it_ends_by_limit_by_time_and_from_outside_and_leaves_no_hook(watcher: W
     assert not norm._forward_hooks
 
 
-def test_a_wrong_sampling_is_refused(watcher: Watcher) -> None:
-    with pytest.raises(ArtefactError, match="top_p"):
-        list(replace(watcher, top_p=0.0).stream("1+1="))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_p", 0.0), ("temperature", math.nan), ("temperature", 1e-320), ("temperature", -1.0), ("alpha", math.nan),
+        ("max_new_tokens", 0), ("max_new_tokens", -4), ("max_seconds", -1.0), ("max_seconds", math.nan),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(watcher: Watcher, name: str, value: float) -> None:
+    with pytest.raises(ArtefactError, match=f"{name} (is )?{value}"):
+        replace(watcher, **{name: value})
 
 
 def test_characters_are_written_when_they_are_whole() -> None:
@@ -163,7 +184,7 @@ def test_the_bar_in_a_terminal_and_the_text_elsewhere(watcher: Watcher, capsys: 
 
 
 def test_what_a_model_writes_cannot_steer_a_terminal() -> None:
-    event = Event(1, "a\x1b[2Jb\x07", 0.5, 3, 9, 6, "think", "gru", 5, 1.0)
+    event = Event(1, "a\x1b[2Jb\x07", 0.5, 3, 9, 6, "think", False, "gru", 5, 1.0)
     ending = Ending("end", 1, 1, False, None, 1.0)
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=60)

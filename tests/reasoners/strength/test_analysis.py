@@ -6,19 +6,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
+from forethought.cli import main
 from forethought.errors import ArtefactError, DataError
 from forethought.instruments.artefact import Instrument
-from forethought.instruments.controls import spearman
+from forethought.instruments.controls import bag_of_tokens_baseline, prompt_length_baseline, r2, spearman
 from forethought.instruments.probe import LengthProbe
 from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.strength import tables
 from forethought.reasoners.strength.analysis import Analysis, analyse, by_family, clean, save, steering_vectors
 from forethought.reasoners.strength.collection import Collection
 from forethought.reasoners.strength.overthink import detect, matched_auc
 from forethought.reasoners.strength.overthink import save as save_detector
-from tests.reasoners.strength.conftest import SITE, plant
+from forethought.serving.vllm_requests import vectors
+from tests.reasoners.strength.conftest import NUMBER, SAMPLES, SITE, plant
 from tests.reasoners.tiny import tiny
 
 
@@ -60,6 +64,20 @@ def test_the_reported_numbers_are_of_problems_that_chose_nothing(found: Analysis
     assert np.allclose(again.weight, found.probe.weight)
 
 
+def test_the_baselines_know_the_problems_that_the_probe_knows(found: Analysis, planted: Collection) -> None:
+    mean, (fit, test) = planted.lengths()[0].mean(axis=1), (planted.part(name) for name in ("fit", "test"))
+    prompts = [planted.rollouts.rollouts[index * SAMPLES].prompt for index in range(NUMBER)]
+    guess = {
+        "bag-of-tokens": bag_of_tokens_baseline([prompts[i] for i in fit], mean[fit], [prompts[i] for i in test]),
+        "prompt-length": prompt_length_baseline(
+            [len(prompts[i]) for i in fit], mean[fit], [len(prompts[i]) for i in test]
+        ),
+    }
+    for name, values in guess.items():
+        assert found.controls[f"{name}/spearman"] == pytest.approx(spearman(values, mean[test]))
+        assert found.controls[f"{name}/r2"] == pytest.approx(r2(values, mean[test]))
+
+
 def test_directions_are_differences_of_means_beside_their_null(found: Analysis, planted: Collection) -> None:
     fit = planted.part("fit")
     x, levels = planted.states.at(SITE)[fit], np.array([planted.problems[i].level for i in fit])
@@ -87,6 +105,15 @@ def test_cut_off_thoughts_make_it_a_tobit_and_are_told(reasoner: Reasoner, tmp_p
     assert cut.probe.kind == "tobit"
     assert 0.1 < cut.controls["censored"] < 0.5
     assert cut.controls["spearman"] > 0.6
+    # the interval is of single rollouts, and the upper end has to reach one that was cut off
+    low, high = cut.probe.interval(collection.states.at(SITE))
+    held = [
+        (low[r.problem] <= r.thinking_tokens or not r.ended) and r.thinking_tokens <= high[r.problem]
+        for r in collection.rollouts.rollouts
+        if r.problem in collection.part("test")
+    ]
+    assert cut.controls["interval/coverage"] == pytest.approx(np.mean(held))
+    assert "capped means" in str(tables.controls(cut).caption)
 
 
 def test_without_levels_there_are_lengths_only(planted: Collection) -> None:
@@ -122,6 +149,10 @@ def test_a_null_takes_a_permutation(planted: Collection) -> None:
         analyse(planted, permutations=0)
 
 
+def test_where_none_was_cut_off_nothing_is_said_of_it(found: Analysis) -> None:
+    assert tables.controls(found).caption is None
+
+
 def test_numbers_figures_and_instruments_are_kept(
     found: Analysis, planted: Collection, reasoner: Reasoner, tmp_path: Path
 ) -> None:
@@ -137,15 +168,33 @@ def test_numbers_figures_and_instruments_are_kept(
     states = planted.states.at(found.best)
     assert np.allclose(again.predict(states), found.probe.predict(states))
     # as RSP: the inputs of the blocks, so nothing after the last of them
-    vectors = steering_vectors(out / "direction", reasoner)
-    assert list(vectors) == [0]
-    assert np.allclose(vectors[0].numpy(), found.directions[0].vector(), atol=1e-6)
+    steered = steering_vectors(out / "direction", reasoner)
+    assert list(steered) == [0]
+    assert np.allclose(steered[0].numpy(), found.directions[0].vector(), atol=1e-6)
     with pytest.raises(ArtefactError, match="other weights"):
         steering_vectors(out / "direction", tiny(seed=8))
     with pytest.raises(ArtefactError, match="no tensor 'direction'"):
         steering_vectors(out / "probe", reasoner)
     save(found, planted, tmp_path / "analysis", "again")  # in place of what was there
     assert json.loads((out / "analysis.json").read_text())["command"] == "again"
+
+
+def test_what_is_kept_is_steered_with_alike_here_in_vllm_and_in_llama_cpp(tmp_path: Path) -> None:
+    reasoner = Reasoner.open(device="cpu")
+    collection = plant(tmp_path, reasoner)
+    out = save(analyse(collection, permutations=5), collection, tmp_path / "analysis", "the command") / "direction"
+    steered = {site: vector.numpy() for site, vector in steering_vectors(out, reasoner).items()}
+    assert list(steered) == [0, 1, 2, 3, 4] == Instrument.open(out).sites  # the inputs of blocks 1 to 5, the last
+    width = reasoner.model.config.hidden_size
+    served = vectors(str(out), 0, 6, width)
+    assert main(["export", str(out), str(tmp_path / "v.npy")]) == 0
+    assert main(["export", str(out), str(tmp_path / "v.gguf")]) == 0
+    rows = np.stack([np.zeros(width), *steered.values(), np.zeros(width)])
+    assert np.array_equal(served, rows)
+    assert np.array_equal(np.load(tmp_path / "v.npy"), rows[:-1])
+    written = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "v.gguf").tensors}
+    assert list(written) == [f"direction.{site}" for site in (1, 2, 3, 4)]  # llama.cpp has none for block 0
+    assert all(np.array_equal(written[f"direction.{site}"], steered[site]) for site in (1, 2, 3, 4))
 
 
 def test_families_are_those_with_ten_problems_whose_lengths_differ(planted: Collection) -> None:

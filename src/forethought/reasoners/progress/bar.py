@@ -59,7 +59,7 @@ def show(stream: Iterator[Event | Ending], why: str, console: Console | None = N
 
 def status(event: Event) -> str:
     """What stands beside the bar."""
-    if event.phase == "answer" or event.fraction >= 1:
+    if event.closed:
         return f"100 %  thought over · {event.tokens} tokens · answering"
     pace = event.seconds / event.tokens
     return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from forethought.data.problems import Problem
 from forethought.errors import ArtefactError, DataError
 from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.rollouts import Rollout, Rollouts, Sampling
+from forethought.reasoners.strength.collection import Part, deal
 
 _RANGE = re.compile(r"rollouts-(\d+)-(\d+)")
 _LONGEST = 4096
@@ -44,6 +45,7 @@ class Generations:
         *,
         start: int = 0,
         end: int | None = None,
+        template: str = "",
         quiet: bool = True,
     ) -> Rollouts:
         """Answer problems ``start`` to ``end - 1``; given again, it goes on where it was stopped.
@@ -52,13 +54,14 @@ class Generations:
             out: the folder; other ranges may be in it already.
             reasoner, problems, sampling: who answers what, and how.
             start, end: the range, its end **not** in it; by default all.
+            template: what is asked instead of each question, with ``{problem}`` where that stands.
             quiet: no progress bar.
 
         Returns:
             The rollouts of this range.
 
         Raises:
-            DataError: the range is empty or goes beyond the problems.
+            DataError: the range is empty or goes beyond the problems; the template has no place for them.
             ArtefactError: the folder holds some of these problems in another range, or rollouts of another kind.
         """
         out, end = Path(out), len(problems) if end is None else end
@@ -71,8 +74,15 @@ class Generations:
                 raise ArtefactError(
                     f"{out} holds problems {first} to {last - 1} already; leave them out, or choose another folder."
                 )
+        asked = problems[start:end]
+        if template:
+            if "{problem}" not in template:
+                raise DataError(
+                    f"The prompt template {template[:40]!r} has no {{problem}} where the question is to stand."
+                )
+            asked = [replace(problem, question=template.replace("{problem}", problem.question)) for problem in asked]
         rollouts = Rollouts.collect(
-            out / f"rollouts-{start:05d}-{end:05d}", reasoner, problems[start:end], sampling, quiet=quiet
+            out / f"rollouts-{start:05d}-{end:05d}", reasoner, asked, sampling, template=template, quiet=quiet
         )
         cls.open(out, unfinished=True)  # refuses ranges that do not belong together
         return rollouts
@@ -105,7 +115,8 @@ class Generations:
                     raise
         for _, rollouts in found[1:]:
             mine, theirs = found[0][1].settings, rollouts.settings
-            if other := [key for key in ("fingerprint", "instruction", "sampling") if mine[key] != theirs[key]]:
+            keys = ("fingerprint", "instruction", "sampling", "template")
+            if other := [key for key in keys if mine.get(key) != theirs.get(key)]:
                 raise ArtefactError(
                     f"{rollouts.path} has another {' and '.join(other)} than {found[0][1].path}; "
                     "keep them in folders of their own."
@@ -114,7 +125,7 @@ class Generations:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What made them: model, fingerprint, sampling, instruction."""
+        """What made them: model, fingerprint, sampling, instruction, and template where there was one."""
         return self.ranges[0][1].settings
 
     @property
@@ -126,6 +137,13 @@ class Generations:
     def problems(self) -> dict[int, Problem]:
         """Every problem by its number in the list."""
         return {first + index: problem for first, part in self.ranges for index, problem in enumerate(part.problems)}
+
+    @property
+    def dealt(self) -> dict[Part, list[int]] | None:
+        """The numbers of the problems in the parts of a ``forethought strength collect``; None of other rollouts."""
+        if self.ranges[0][1].path.name != "rollouts":
+            return None
+        return {part: rows.tolist() for part, rows in deal(len(self.problems), self.sampling.seed).items()}
 
     def __iter__(self) -> Iterator[tuple[int, Rollout]]:
         """Every rollout with the number of its problem in the list; by problem and sample."""
@@ -145,17 +163,6 @@ def default_length(reasoner: Reasoner) -> int:
     The published default is 8, with which no thought ever ends.
     """
     return min(reasoner.context // 2, _LONGEST)
-
-
-def templated(problems: Sequence[Problem], template: str) -> list[Problem]:
-    """The problems with their questions put into a template, at ``{problem}``.
-
-    Raises:
-        DataError: the template has no such place.
-    """
-    if "{problem}" not in template:
-        raise DataError(f"The prompt template {template[:40]!r} has no {{problem}} where the question is to stand.")
-    return [Problem(p.family, p.level, template.replace("{problem}", p.question), p.steps, p.answer) for p in problems]
 
 
 def _ranges(path: Path) -> list[tuple[int, int]]:

@@ -151,16 +151,18 @@ def overclock(
 
 
 def refuse_learned(prepared: Prepared, problems: Sequence[Problem]) -> None:
-    """Refuse to test on questions that the vectors, or their strength, come from.
+    """Refuse to test on questions that the vectors, or their strength, come from, in their template or without.
 
     Raises:
         DataError: one of them is among the problems to fit or to choose.
     """
     learned = {problem.question for part in ("fit", "validation") for problem in prepared.part(part)}
-    if known := [problem.question for problem in problems if problem.question in learned]:
+    template = prepared.settings.get("template", "{problem}")
+    asked = [problem.question for problem in problems]
+    if known := [text for text in asked if {text, template.replace("{problem}", text)} & learned]:
         raise DataError(
             f"{len(known)} of the questions to test on were learned from, the first of them {known[0][:40]!r}; "
-            "choose others."
+            "learn from others, or test on others."
         )
 
 

@@ -31,6 +31,7 @@ FORMAT, VERSION = "forethought progress", 1
 PREPARED, STATES = "prepared.json", "thoughts"
 Part = Literal["fit", "validation", "test"]
 PARTS: tuple[Part, ...] = ("fit", "validation", "test")
+_TRAINING = 0.8  # of the problems
 _FIT = 0.75  # of the training problems; the others calibrate and choose
 _IN_MEMORY = 1 << 30  # bytes of states
 _FEWEST = 8  # problems
@@ -97,9 +98,9 @@ class Prepared:
         place: the folder of the states.
         problems: by number.
         parts: numbers of the problems that fit, of those that calibrate and choose, of those that test.
-        settings: of the rollouts: model, fingerprint, instruction, sampling.
+        settings: of the rollouts: model, fingerprint, instruction, sampling, template where there was one.
         left_out: ``thoughts``, ``unfinished``, their share by family and level, mean tokens of the kept.
-        provenance: digests of the rollouts, ratio and seed of the split.
+        provenance: digests of the rollouts, ratio and seed of the split; no ratio where a collection dealt the parts.
     """
 
     place: Path
@@ -116,7 +117,7 @@ class Prepared:
         reasoner: Reasoner,
         out: str | os.PathLike[str],
         *,
-        train_split_ratio: float = 0.8,
+        train_split_ratio: float | None = None,
         seed: int = 42,
         command: str = "",
         quiet: bool = True,
@@ -127,17 +128,28 @@ class Prepared:
             generations: rollouts of problems.
             reasoner: that made them.
             out: folder for the states and what is known of them.
-            train_split_ratio: share of the problems that are trained on; a quarter of those calibrate and choose.
+            train_split_ratio: share of the problems that are trained on, by default 0.8; a quarter of those calibrate
+                and choose. A ``forethought strength collect`` keeps the parts that it has: nothing is learned from what
+                it tests on.
             seed: of the split.
             command: told in what is kept.
             quiet: no progress bar.
 
         Raises:
-            DataError: no thought ended, too few problems, or a ratio that leaves a part empty.
+            DataError: no thought ended, too few problems, a ratio that leaves a part empty, or one for a collection.
             ArtefactError: the folder holds other states, or cannot be written.
         """
         out, problems = Path(out), generations.problems
-        parts = split(sorted(problems), train_split_ratio, seed)
+        dealt = generations.dealt
+        if dealt is None:
+            ratio = _TRAINING if train_split_ratio is None else train_split_ratio
+            parts = split(sorted(problems), ratio, seed)
+        elif train_split_ratio is None:
+            ratio, parts = None, {"fit": dealt["fit"], "validation": dealt["choose"], "test": dealt["test"]}
+        else:
+            raise DataError(
+                f"{generations.path} keeps the parts of its collection; leave the ratio {train_split_ratio:g} out."
+            )
         finished, lengths, cut = [], [], []
         for number, rollout in generations:
             if rollout.ended:
@@ -166,12 +178,12 @@ class Prepared:
             "by-family": _shares([problems[n].family for n in cut], [p.family for p, _ in _owners(generations)]),
             "by-level": _shares([str(problems[n].level) for n in cut], [str(p.level) for p, _ in _owners(generations)]),
         }
-        keys = ("model", "fingerprint", "instruction", "delimiters", "sampling")
+        keys = ("model", "fingerprint", "instruction", "delimiters", "sampling", "template")
         found = cls(
             out / STATES, problems, parts,
-            {key: generations.settings[key] for key in keys},
+            {key: generations.settings[key] for key in keys if key in generations.settings},
             left_out,
-            {"command": command, "rollouts": generations.digests, "ratio": train_split_ratio, "seed": seed},
+            {"command": command, "rollouts": generations.digests, "ratio": ratio, "seed": seed},
         )  # fmt: skip
         found.save(out)
         return found

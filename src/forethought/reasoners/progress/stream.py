@@ -1,7 +1,7 @@
 """Progress as a stream of server-sent events, and the one page that draws it; for this machine only.
 
 ``GET /`` is the page; ``GET /events?question=…`` answers with ``text/event-stream``: an event a token with ``token``,
-``text``, ``fraction``, ``low``, ``high``, ``eta_tokens``, ``phase`` and ``source`` (see
+``text``, ``fraction``, ``low``, ``high``, ``eta_tokens``, ``phase``, ``closed`` and ``source`` (see
 :class:`~forethought.reasoners.progress.watching.Event`), at the end one event named ``done``, and one named ``error``
 where the question cannot be answered. One thought goes on at a time; a few may wait.
 """

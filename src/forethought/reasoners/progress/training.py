@@ -56,13 +56,15 @@ def train(
     Args:
         prepared: states of thoughts and the parts of the problems.
         epsilon: ridge of the raw fit, the paper's 1e-10; that of the centred fit is chosen by cross-validation.
-        level: of the interval; see :meth:`Meter.fit`.
+        level: of the interval, between 0 and 1; see :meth:`Meter.fit`.
         seed: of the GRU.
         device: of the GRU's training.
 
     Raises:
-        DataError: too few problems or thoughts.
+        DataError: too few problems or thoughts, or a level that is no share.
     """
+    if level is not None and not 0 < level < 1:
+        raise DataError(f"level is {level:g}; it is the share of thoughts that an interval holds, such as 0.9.")
     thoughts = Thoughts(prepared.states())
     fit, validation, test = (thoughts.of(prepared.parts[part]) for part in ("fit", "validation", "test"))
     tpv, raw, gru = _readers(thoughts, fit, epsilon, seed, device)

@@ -7,6 +7,7 @@ token costs does not grow with the thought, but for the model's own attention.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from forethought.instruments.sites import Stack
 from forethought.reasoners.grading import boxed
 from forethought.reasoners.progress.trained import Source, Trained
 from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.rollouts import Sampling
 
 UNWRITTEN = "\ufffd"  # what a tokenizer makes of half a character
+_OPEN = 0.99  # the most that is shown of a thought that goes on, whatever is read
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,10 @@ class Event:
     Attributes:
         token: its id.
         text: that is new; empty while a character is not whole.
-        fraction: of the thought that is over, in [0, 1], never falling; 1 from its closing mark on.
+        fraction: of the thought that is over, never falling; at most 0.99 while it goes on, 1 from its closing mark on.
         eta_tokens: thinking tokens left; ``low`` and ``high`` are the ends of its interval.
         phase: of the token; the mark that closes a thought belongs to ``think``.
+        closed: the thought is over: this token closed it, or an earlier one.
         source: what the fraction is read from; ``position`` looks at the number of tokens alone.
         tokens: so far, this one included.
         seconds: since the first pass began.
@@ -48,6 +52,7 @@ class Event:
     high: float
     eta_tokens: float
     phase: Literal["think", "answer"]
+    closed: bool
     source: Source
     tokens: int
     seconds: float
@@ -85,6 +90,9 @@ class Watcher:
         seed: of the sampling; the same for the same question.
         alpha: of overclocking, while it thinks; 0 is none.
         max_seconds: after which it is cut off.
+
+    Raises:
+        ArtefactError: a number that means nothing.
     """
 
     reasoner: Reasoner
@@ -96,6 +104,13 @@ class Watcher:
     seed: int = 0
     alpha: float = 0.0
     max_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        Sampling(1, self.max_new_tokens, self.temperature, self.top_p, self.seed)  # checks them
+        if not math.isfinite(self.alpha) or not self.max_seconds > 0:
+            raise ArtefactError(
+                f"alpha is {self.alpha} and max_seconds {self.max_seconds}; they have to be finite, and above 0."
+            )
 
     def stream(self, question: str, stop: Callable[[], bool] = lambda: False) -> Iterator[Event | Ending]:
         """Answer a question, token by token; the last item is the :class:`Ending`.
@@ -144,11 +159,12 @@ class Watcher:
                 phase: Literal["think", "answer"] = "think" if closed is None else "answer"
                 if closed is None:
                     reading = needle.step(seen[-1])
-                    shown = (reading.fraction, reading.low, reading.high, reading.eta)
+                    shown = (min(reading.fraction, _OPEN), reading.low, reading.high, reading.eta)
                     if tuple(generated[-len(close) :]) == close:
                         closed, shown = len(generated) - len(close), (1.0, 0.0, 0.0, 0.0)
                 text = "" if why == "end" else speller.push(token)
-                yield Event(token, text, *shown, phase, source, len(generated), time.monotonic() - began)
+                seconds = time.monotonic() - began
+                yield Event(token, text, *shown, phase, closed is not None, source, len(generated), seconds)
                 if why == "end":
                     break
         finally:
@@ -199,11 +215,6 @@ class _Chooser:
 
     def __init__(self, watcher: Watcher, device: torch.device) -> None:
         reasoner, processors = watcher.reasoner, LogitsProcessorList()
-        if watcher.temperature < 0 or not 0 < watcher.top_p <= 1:
-            raise ArtefactError(
-                f"temperature is {watcher.temperature} and top_p {watcher.top_p}; they have to be 0 or more, and in "
-                "(0, 1]."
-            )
         if watcher.alpha:
             bias = logit_bias(reasoner.model, torch.from_numpy(watcher.trained.tpv.weight).float())
             processors.append(ThinkingBias(bias, watcher.alpha, reasoner.delimiters))

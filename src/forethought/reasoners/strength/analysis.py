@@ -17,7 +17,12 @@ from forethought.atomic import atomic_folder
 from forethought.data.problems import Problem
 from forethought.errors import ArtefactError, DataError
 from forethought.instruments.artefact import Instrument
-from forethought.instruments.controls import length_controls, spearman
+from forethought.instruments.controls import (
+    bag_of_tokens_baseline,
+    length_controls,
+    prompt_length_baseline,
+    spearman,
+)
 from forethought.instruments.direction import LevelDirections, direction_nulls, held_out_projection
 from forethought.instruments.probe import Kind, LengthProbe
 from forethought.instruments.sites import Site
@@ -36,7 +41,9 @@ class Analysis:
             ``norm``, ``cosine``, ``cosine/null`` of its directions (NaN where there are no levels).
         best: the site whose probe was best on the problems to choose by.
         controls: of that probe on the test problems, as :func:`~forethought.instruments.controls.length_controls`
-            names them, and ``interval/coverage``; ``w.r/predicted`` and ``w.r/actual`` in tokens.
+            names them, its baselines fitted on the problems that it was fitted on; ``interval/coverage``, of means, of
+            a tobit's of single rollouts; ``censored``, the share of rollouts that were cut off: all but the coverage is
+            against means that take those for ends; ``w.r/predicted`` and ``w.r/actual`` in tokens.
         families: the same probe and its baselines inside each family of problems.
         predicted, actual: tokens of each test problem.
         probe: of the best site.
@@ -118,19 +125,28 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
     best = max(probes, key=lambda site: -math.inf if math.isnan(chosen_by[site]) else chosen_by[site])
     states, probe = collection.states.at(best), probes[best]
     predicted = probe.predict(states[test])
-    transcripts = [collection.rollouts.rollouts[index * tokens.shape[1]].prompt for index in test]
+    asked, known = (
+        [collection.rollouts.rollouts[index * tokens.shape[1]].prompt for index in part] for part in (test, fit)
+    )
+    sizes = [len(prompt) for prompt in asked]
     controls = length_controls(
         predicted,
         mean[test],
         levels=levels[test] if has_levels else None,
-        prompt_lengths=[len(prompt) for prompt in transcripts],
-        tokens=transcripts,
+        baselines={
+            "prompt-length": prompt_length_baseline([len(prompt) for prompt in known], mean[fit], sizes),
+            "bag-of-tokens": bag_of_tokens_baseline(known, mean[fit], asked, seed=seed),
+        },
         rollouts=tokens[test] if tokens.shape[1] > 1 else None,
         permutations=permutations,
         seed=seed,
     )
-    low, high = probe.interval(states[test])
-    controls["interval/coverage"] = float(((low <= mean[test]) & (mean[test] <= high)).mean())
+    low, high = (end[:, None] for end in probe.interval(states[test]))
+    if kind == "tobit":  # of one rollout; one that was cut off is covered where the upper end reaches it
+        held = ((low <= tokens[test]) | censored[test]) & (tokens[test] <= high)
+    else:
+        held = (low <= mean[test, None]) & (mean[test, None] <= high)
+    controls["interval/coverage"] = float(held.mean())
     controls["censored"] = float(censored.mean())
     if has_levels:
         try:
@@ -138,7 +154,7 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
             controls |= {"w.r/predicted": projection.predicted, "w.r/actual": projection.actual}
         except DataError:
             pass  # a level with one problem: nothing can be held out
-    families = by_family([problems[i] for i in test], predicted, mean[test], [len(p) for p in transcripts], seed)
+    families = by_family([problems[i] for i in test], predicted, mean[test], sizes, seed)
     return Analysis(sites, best, controls, families, predicted, mean[test], probe, directions)
 
 
@@ -178,12 +194,16 @@ def save(analysis: Analysis, collection: Collection, out: Path, command: str) ->
             "probe", "thinking tokens", {analysis.best: tensors}, collection.states.model, "last-prompt",
             "thinking tokens", {analysis.best: numbers}, told, made, clean(analysis.controls),
         ).save(scratch / "probe")  # fmt: skip
-        if analysis.directions:
-            vectors = {
-                site: {"direction": torch.from_numpy(found.vector()).float()}
-                for site, found in analysis.directions.items()
-            }
-            controls = {str(row["site"]): {k: v for k, v in row.items() if k != "site"} for row in analysis.sites}
+        # RSP steers the inputs of blocks; what is kept is all that is added, here and in every engine
+        last = collection.states.model.blocks - 1
+        vectors: dict[Site, dict[str, torch.Tensor]] = {
+            site: {"direction": torch.from_numpy(found.vector()).float()}
+            for site, found in analysis.directions.items()
+            if site != "norm" and site < last
+        }
+        if vectors:
+            rows = [row for row in analysis.sites if row["site"] in vectors]
+            controls = {str(row["site"]): {k: v for k, v in row.items() if k != "site"} for row in rows}
             Instrument(
                 "direction", "difficulty", vectors, collection.states.model, "last-prompt", UNITS,
                 delimiters=told, provenance=made, controls=clean(controls),
@@ -202,18 +222,15 @@ def save(analysis: Analysis, collection: Collection, out: Path, command: str) ->
 
 
 def steering_vectors(folder: Path, reasoner: Reasoner) -> dict[Site, torch.Tensor]:
-    """The vectors of a direction, held to the model, at the sites that RSP steers: the inputs of all blocks.
+    """The vectors of a direction, held to the model.
 
     Raises:
         ArtefactError: there is none, or it is for another model.
     """
     instrument = Instrument.open(folder)
     instrument.check_model(reasoner.model)
-    last = instrument.model.blocks - 1
-    found: dict[Site, torch.Tensor] = {
-        site: vector for site, vector in instrument.vectors().items() if site != "norm" and site < last
-    }
-    if not found:
+    found = instrument.steering()
+    if "norm" in found:
         raise ArtefactError(f"{folder} has no vector that goes into a block; take a direction of another site.")
     return found
 

@@ -98,10 +98,7 @@ class Collection:
 
     def part(self, name: Part) -> npt.NDArray[np.int64]:
         """The problems of a part, as sorted indices."""
-        number = len(self.problems)
-        order = np.random.default_rng((self.rollouts.settings["sampling"]["seed"], number)).permutation(number)
-        first, second = round(SHARES[0] * number), round((SHARES[0] + SHARES[1]) * number)
-        return np.sort(np.split(order, [first, second])[PARTS.index(name)])
+        return deal(len(self.problems), self.rollouts.settings["sampling"]["seed"])[name]
 
     def lengths(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Thinking tokens, and whether they are lower bounds; both ``[problems, samples]``."""
@@ -120,3 +117,10 @@ class Collection:
             "instruction": settings["instruction"],
             "parts": dict(zip(PARTS, SHARES, strict=True)),
         }
+
+
+def deal(number: int, seed: int) -> dict[Part, npt.NDArray[np.int64]]:
+    """The problems of each part, as sorted indices, of so many problems."""
+    order = np.random.default_rng((seed, number)).permutation(number)
+    first, second = round(SHARES[0] * number), round((SHARES[0] + SHARES[1]) * number)
+    return {part: np.sort(rows) for part, rows in zip(PARTS, np.split(order, [first, second]), strict=True)}

@@ -65,6 +65,11 @@ def controls(analysis: Analysis) -> Table:
     table = _table(f"Probe at site {analysis.best}, test problems", "measure", "value")
     for name, value in analysis.controls.items():
         table.add_row(name, _number(value))
+    if cut := analysis.controls["censored"]:
+        table.caption = (
+            f"{cut:.1%} of the thoughts were cut off. Here and in the other tables they count as if they ended there: "
+            "all but the interval's coverage is against such capped means."
+        )
     return table
 
 
