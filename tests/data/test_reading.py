@@ -88,6 +88,25 @@ def test_every_file_gives_the_same_data_set(write: Any, tmp_path: Path) -> None:
     assert dataset.manifest["tie_rule"] == "time, then row in the source"
 
 
+@pytest.mark.parametrize("write", [as_csv, as_gzip, as_json_lines, as_parquet, as_parquet_folder])
+def test_a_path_is_no_pattern_and_no_column(write: Any, tmp_path: Path) -> None:
+    for folder in ("item=7", "a[1]", "a1", "b?*", "bbb"):
+        (tmp_path / folder).mkdir()
+        path = write(tmp_path / folder)
+        if folder in ("a1", "bbb"):  # what the pattern would find
+            for file in path.iterdir() if path.is_dir() else [path]:
+                file.write_text("something else")
+    for folder, on_error in (
+        ("item=7", "fail"),
+        ("item=7", "drop"),
+        ("a[1]", "fail"),
+        ("a[1]", "drop"),
+        ("b?*", "fail"),
+    ):
+        path = tmp_path / folder / path.name
+        assert sequences_of(Interactions.read(path, on_error=on_error).prepare()) == SEQUENCES
+
+
 @pytest.mark.parametrize("kind", ["pandas", "polars", "lazy polars", "arrow", "ibis"])
 def test_every_table_gives_the_same_data_set(kind: str, tmp_path: Path) -> None:
     if kind == "ibis":
