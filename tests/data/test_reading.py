@@ -438,6 +438,19 @@ def test_lines_of_json_that_are_no_object_are_malformed(tmp_path: Path) -> None:
     assert sequences_of(interactions.prepare()) == SEQUENCES
 
 
+def test_half_a_character_in_an_id_is_malformed(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    for quote in ("'", '"'):  # as Python wrote it, and as JSON
+        items = [r"\ud83d\ude00", r"\ud83d", "b", "c"]
+        rows = [f"{{'user': 'u', 'item': '{item}', 'timestamp': {row}}}" for row, item in enumerate(items)]
+        path.write_text("\n".join(rows).replace("'", quote))
+        with pytest.raises(DataError, match=r"log\.json, line 2 "):
+            Interactions.read(path)
+        kept = Interactions.read(path, on_error="drop")
+        assert kept.dropped == {"malformed line": 1}
+        assert sequences_of(kept.prepare()) == {"u": ["\U0001f600", "b", "c"]}
+
+
 def test_columns_that_differ_in_case_alone(tmp_path: Path) -> None:
     rows = [("X", *event) for event in EVENTS]
     path = write_csv(tmp_path / "log.csv", rows, "User,user,item,timestamp")
@@ -593,6 +606,29 @@ def test_an_id_column_that_another_outdoes_is_not_taken(tmp_path: Path) -> None:
     assert right.catalog.title(right.catalog.item(3)) == "number 3"
     named = Interactions.read(log, items=items, items_id="item_id").prepare()  # who names it is believed
     assert named.catalog.title(named.catalog.item(1)) == "number 2"
+
+
+def test_what_the_first_item_lacks_is_read_of_the_others(tmp_path: Path) -> None:
+    items = tmp_path / "items.jsonl"
+    rows = [{"id": "a"}, {"id": "b", "title": "Beta", "genres": ["x"]}, {"id": "c", "description": "long"}]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = Interactions.read(as_csv(tmp_path), items=items).prepare().catalog.table
+    assert table["title"].to_pylist() == [None, "Beta", None, None, None]
+    assert table["categories"].to_pylist()[:3] == [[], ["x"], []]
+    assert table["text"].to_pylist()[:3] == [None, None, "long"]
+    items.write_text('{"id": "a"}\n' + "".join(f'{{"id": "no {item}", "key": "{item}"}}\n' for item in "abc"))
+    with pytest.raises(DataError, match="5 items 1 are in column 'id' and 3 in 'key'"):
+        Interactions.read(as_csv(tmp_path), items=items).prepare()
+
+
+def test_a_broken_character_of_an_item_is_replaced(tmp_path: Path) -> None:
+    items = tmp_path / "items.jsonl"
+    items.write_text(r"""{"id": "a", "title": "cut \ud83d", "genres": ["\udcff"], "text": "\ud83d\ude00"}""" + "\n")
+    catalog = Interactions.read(as_csv(tmp_path), items=items).prepare().catalog
+    assert (catalog.title(1), catalog.categories(1)) == ("cut \ufffd", ["\ufffd"])
+    assert catalog.table["text"][0].as_py() == "\U0001f600"
+    items.write_text(r"""{'id': 'a', 'title': u'\ud83d\ude00 or \ude00'}""" + "\n")  # as Python 2 wrote it
+    assert Interactions.read(as_csv(tmp_path), items=items).prepare().catalog.title(1) == "\U0001f600 or \ufffd"
 
 
 @pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pl.LazyFrame, pa.table])

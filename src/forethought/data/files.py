@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 from forethought.data.formats import Table
 from forethought.data.workspace import Workspace
@@ -149,6 +149,19 @@ def _refuse_numbers(source: object, names: list[str]) -> None:
 def is_python_literal(line: str) -> bool:
     """Whether a line is a Python dict, as the older Amazon and Steam files have, and not JSON."""
     return line.lstrip().startswith(("{'", "{u'", '{u"'))
+
+
+def joined(text: str, errors: Literal["strict", "replace"] = "strict") -> str:
+    """The text with each two halves of a character (surrogates, as JSON and Python 2 escape it) made one.
+
+    Args:
+        text: read from a file.
+        errors: what a half alone does: raise, or become U+FFFD.
+
+    Raises:
+        UnicodeDecodeError: a half stands alone, so that this is no text.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", errors)
 
 
 def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:

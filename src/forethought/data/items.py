@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forethought.data.detection import guess_table
-from forethought.data.files import header, is_python_literal, numbered_lines, refuse_twice
+from forethought.data.files import header, is_python_literal, joined, numbered_lines, refuse_twice
 from forethought.data.formats import Table
 from forethought.errors import DataError
 
@@ -73,10 +73,9 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
     named = "id" in (source.columns or {})
     rivals: dict[str, set[int]] = {} if named else {name: set() for name in names if name != roles["id"]}
     for record in records:
-        for name, met in rivals.items():
-            value = record.get(name)
-            if isinstance(value, (str, int)) and str(value) in rows:
-                met.add(rows[str(value)])
+        for name, value in record.items():
+            if name in rivals and isinstance(value, (str, int)) and str(value) in rows:
+                rivals[name].add(rows[str(value)])
         row = rows.get(str(record.get(roles["id"])))
         if row is None or row in seen:  # the first description of an item counts
             continue
@@ -122,15 +121,8 @@ def _records(source: ItemSource) -> tuple[list[str], Iterable[Mapping[str, Any]]
         refuse_twice(path, names)
         return names, _delimited(path, table, names, delimiter)
     if table.layout == "jsonl":
-        records = _objects(path)
-        first = next(records, {})
-        return list(first), _after(first, records)
+        return list(dict.fromkeys(key for record in _objects(path) for key in record)), _objects(path)
     raise DataError(f"{path} is no item table; give CSV, TSV, Parquet or JSON lines.")
-
-
-def _after(first: Mapping[str, Any], rest: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    yield first
-    yield from rest
 
 
 def _delimited(path: Path, table: Table, names: list[str], delimiter: str) -> Iterator[Mapping[str, Any]]:
@@ -177,7 +169,7 @@ def _roles(source: ItemSource, names: list[str]) -> dict[str, str]:
             roles.update({role: known[0]} if known else {})
     if "id" not in roles:
         wanted = (source.columns or {}).get("id", "item")
-        found = ", ".join(names[:20])
+        found = ", ".join(map(str, names[:20]))
         raise DataError(f"{source.name} has no column {wanted!r} for the item id; its columns are {found}.")
     return roles
 
@@ -185,7 +177,7 @@ def _roles(source: ItemSource, names: list[str]) -> dict[str, str]:
 def _text(value: Any) -> str | None:
     if isinstance(value, (list, tuple)):
         value = " ".join(str(part) for part in value)
-    return str(value).strip() or None if value is not None else None
+    return joined(str(value), "replace").strip() or None if value is not None else None
 
 
 def _categories(value: Any, spaced: bool = False) -> list[str]:
@@ -197,5 +189,5 @@ def _categories(value: Any, spaced: bool = False) -> list[str]:
         value = [] if value == "(no genres listed)" else value.split(delimiter)
     flat: list[str] = []
     for part in value if isinstance(value, (list, tuple)) else [value]:
-        flat.extend(_categories(part) if isinstance(part, (list, tuple)) else [str(part).strip()])
+        flat.extend(_categories(part) if isinstance(part, (list, tuple)) else [joined(str(part), "replace").strip()])
     return [name for name in dict.fromkeys(flat) if name]

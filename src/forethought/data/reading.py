@@ -22,6 +22,7 @@ from forethought.data.files import (
     head_lines,
     header,
     is_python_literal,
+    joined,
     numbered_lines,
     opened,
     plain,
@@ -220,6 +221,7 @@ def refuse_malformed_json(path: Path) -> None:
         reason: Exception | None = None
         try:
             record = json.loads(line)
+            json.dumps(record, ensure_ascii=False).encode()  # half a character is none
         except (ValueError, RecursionError) as error:
             record, reason = None, error
         if not isinstance(record, dict):
@@ -298,10 +300,11 @@ def _stage_python(workspace: Workspace, path: Path, columns: Mapping[str, str], 
         for number, line in numbered_lines(path):
             try:
                 record = ast.literal_eval(line)
-                yield (*(None if record.get(name) is None else str(record[name]) for name in columns.values()), number)
+                values = [record.get(name) for name in columns.values()]
+                yield (*(None if value is None else joined(str(value)) for value in values), number)
             except (ValueError, SyntaxError, AttributeError, MemoryError, RecursionError) as error:
                 if not drop:
-                    raise DataError(f"{path}, line {number} is no Python dict: {line[:60]!r}.") from error
+                    raise DataError(f"{path}, line {number} is no Python dict of text: {line[:60]!r}.") from error
                 dropped["malformed line"] = dropped.get("malformed line", 0) + 1
 
     dropped: dict[str, int] = {}
