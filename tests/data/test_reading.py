@@ -494,7 +494,10 @@ def test_a_file_that_is_no_duckdb_file(tmp_path: Path) -> None:
         ({"item_column": "user"}, "'user' is named for the user and for the item; .* --item-column"),
         ({"time_column": "item"}, "'item' is named for the item and for the time; .* --time-column"),
         ({"session_column": "user"}, "'user' is named for the user and for the session"),
+        ({"user_column": None}, "user_column is None; name the column of the users"),
+        ({"item_column": None}, "item_column is None; name the column of the items"),
         ({"items": 5}, "the item table cannot be taken as a table"),
+        ({"items_id": "key"}, "'key' is named for the items' ids, but no item table; give it with --items"),
     ],
 )
 def test_arguments_that_do_not_fit(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
