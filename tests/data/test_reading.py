@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import duckdb
 import ibis
@@ -268,6 +270,16 @@ def test_sessions_become_sequences(tmp_path: Path) -> None:
     }
 
 
+def test_no_two_sessions_are_one_sequence() -> None:
+    texts = ["".join(letters) for length in (1, 2, 3) for letters in product("a/%2F", repeat=length)]
+    users, sessions = zip(*product(texts, texts[:30]), strict=True)
+    table = pa.table({"user": users, "session": sessions, "item": users})
+    interactions = Interactions.from_table(table, time_column=None, session_column="session", ids="text")
+    found = set(interactions.table.user.to_pyarrow().to_pylist())
+    assert found == {f"{quote(user, safe='')}/{session}" for user, session in zip(users, sessions, strict=True)}
+    assert len(found) == len(users)
+
+
 def test_a_user_with_one_event_trains_and_is_counted(tmp_path: Path) -> None:
     dataset = Interactions.read(write_csv(tmp_path / "log.csv")).prepare()
     assert dataset.manifest["counts"]["users_without_target"] == 1
@@ -440,10 +452,10 @@ def test_lines_of_json_that_are_no_object_are_malformed(tmp_path: Path) -> None:
 
 def test_half_a_character_in_an_id_is_malformed(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
-    for quote in ("'", '"'):  # as Python wrote it, and as JSON
+    for mark in ("'", '"'):  # as Python wrote it, and as JSON
         items = [r"\ud83d\ude00", r"\ud83d", "b", "c"]
         rows = [f"{{'user': 'u', 'item': '{item}', 'timestamp': {row}}}" for row, item in enumerate(items)]
-        path.write_text("\n".join(rows).replace("'", quote))
+        path.write_text("\n".join(rows).replace("'", mark))
         with pytest.raises(DataError, match=r"log\.json, line 2 "):
             Interactions.read(path)
         kept = Interactions.read(path, on_error="drop")

@@ -90,7 +90,8 @@ class Interactions:
             user_column, item_column, time_column: names in the file; by default a named format's own, or else ``user``,
                 ``item`` and ``timestamp``. ``time_column`` None or ``"none"`` keeps the order of the file.
             rating_column, action_column: read too where given. A named format knows its rating.
-            session_column: each session becomes a sequence of its own, called ``user/session``.
+            session_column: each session becomes a sequence of its own, called ``user/session``, where a ``/`` of the
+                user's is written ``%2F`` and a ``%`` is written ``%25``.
             on_error: ``"fail"`` at the first bad row, or ``"drop"`` and count.
             engine: what cleans and sorts: DuckDB in this process, or Spark.
             ids: ``"text"`` takes ids as text even where they look like numbers.
