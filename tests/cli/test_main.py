@@ -75,6 +75,8 @@ def test_version(forethought: Command):
         (["grow", "run", "--user", "u", "--guidance", "1", "nan"], "nan is no number between -1000 and 1000"),
         (["grow", "run", "--user", "u", "--guidance", "1e30"], "1e30 is no number between"),
         (["grow", "run", "--user", "u", "--guidance", "big"], "big is no number between"),
+        (["data", "prepare", "log\udcff.csv", "--out", "o"], "log\\udcff.csv is not UTF-8 text; rename what it names"),
+        (["train", "r.yaml", "--name", "n\udcff"], "n\\udcff is not UTF-8 text"),
         (["recommend", "run", "--user", "u", "--\x1b[31m"], "unrecognized arguments: --\\x1b[31m"),
     ],
 )  # fmt: skip

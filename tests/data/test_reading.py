@@ -509,6 +509,7 @@ def test_a_file_that_is_no_duckdb_file(tmp_path: Path) -> None:
         ({"user_column": None}, "user_column is None; name the column of the users"),
         ({"item_column": None}, "item_column is None; name the column of the items"),
         ({"items": 5}, "the item table cannot be taken as a table"),
+        ({"items": "\udcff.csv"}, r"items is '\\udcff.csv', which is not UTF-8 text"),
         ({"items_id": "key"}, "'key' is named for the items' ids, but no item table; give it with --items"),
     ],
 )
@@ -529,6 +530,7 @@ def test_arguments_that_do_not_fit(options: dict[str, Any], sentence: str, tmp_p
         ({"min_length": 1.5}, "min_length is 1.5; it has to be a whole number"),
         ({"max_length": 2.5}, "max_length is 2.5; it has to be a whole number of 1 or more"),
         ({"valid_users": 1.5}, "valid_users is 1.5; it has to be a whole number"),
+        ({"name": "\udcff"}, r"name is '\\udcff', which is not UTF-8 text"),
         ({"min_rating": "3"}, "min_rating is '3'; it has to be a number"),
         ({"quantiles": (0.5, 0.6)}, "Cuts go with the split global-time alone"),
         ({"quantiles": (0.5, 0.6), "split": "user-split"}, "Cuts go with the split global-time alone"),
@@ -555,6 +557,8 @@ def test_places_that_are_no_log(tmp_path: Path) -> None:
         Interactions.read(prepared)
     with pytest.raises(DataError, match="no format 'exotic'"):
         Interactions.read(tmp_path / "one.csv", "exotic")
+    with pytest.raises(DataError, match=r"path is 'log\\udcff.csv', which is not UTF-8 text"):
+        Interactions.read("log\udcff.csv")
     with pytest.raises(DataError, match="no bundled data set 'x'"):
         Interactions.read("bundled:x")
 

@@ -60,6 +60,7 @@ COMMANDS = (
 )  # fmt: skip
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # stands for a byte that is not UTF-8
 _PLACE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 
 
@@ -79,7 +80,10 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 where the user has to mend something."""
     parser = _parser()
-    words, overrides = _take_overrides(parser, list(sys.argv[1:] if argv is None else argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    if broken := next(filter(_SURROGATE.search, given), None):
+        parser.error(f"{broken} is not UTF-8 text; rename what it names")
+    words, overrides = _take_overrides(parser, given)
     options = parser.parse_args(words)
     for name, default in {"seed": None, "device": None, "threads": None, "quiet": False}.items():
         options.__dict__.setdefault(name, default)  # the flags stand before or after the command

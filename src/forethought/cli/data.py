@@ -239,7 +239,8 @@ def check(args: argparse.Namespace) -> None:
             draw(report, dataset, args.figure)
     if args.json:
         with atomic_file(args.json) as scratch:
-            scratch.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+            content = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+            scratch.write_text(content, encoding="utf-8")
     if args.figure:
         print(f"Figure: {args.figure}")
     console = Console(emoji=False)
@@ -275,6 +276,6 @@ def download(args: argparse.Namespace) -> None:
             timeout=args.timeout, progress=tell,
         )  # fmt: skip
     source = SOURCES.get(args.name)
-    print((folder / "SOURCE").read_text(), end="")
+    print((folder / "SOURCE").read_text(encoding="utf-8"), end="")
     reader = f" --format {source.reader}" if source else ""
     print(f"next: forethought data prepare {folder}{reader} --out DIR")

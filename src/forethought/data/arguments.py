@@ -23,6 +23,22 @@ def check_whole(name: str, value: object, least: int = 0) -> None:
         raise DataError(f"{name} is {value!r}; it has to be a whole number of {least} or more.")
 
 
+def check_text(name: str, value: str) -> None:
+    """Refuse what cannot be written as UTF-8, such as the name of a file that is not.
+
+    Args:
+        name: of the argument.
+        value: what was given for it.
+
+    Raises:
+        DataError: it has a surrogate, half a character.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name} is {value!r}, which is not UTF-8 text; rename it.") from error
+
+
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Refuse what is none of the choices.
 

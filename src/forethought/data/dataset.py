@@ -197,7 +197,8 @@ class Dataset:
             pq.write_table(pa.table({"id": self.users}), scratch / "users.parquet")
             manifest = {"format": FORMAT, "version": VERSION, **self.manifest, "arrays": arrays}
             manifest["fingerprint"] = self._digest()
-            (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+            content = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+            (scratch / "manifest.json").write_text(content, encoding="utf-8")
         return Dataset.open(path)
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -241,7 +242,7 @@ class Dataset:
                 f"{path} is no prepared data folder (no manifest.json); make one with 'forethought data prepare'."
             )
         try:
-            manifest = json.loads(file.read_text())
+            manifest = json.loads(file.read_text(encoding="utf-8"))
             arrays = manifest["arrays"]
             if manifest["format"] != FORMAT or manifest["version"] != VERSION:
                 raise DataError(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from forethought.data.arguments import check_choice, check_whole
+from forethought.data.arguments import check_choice, check_text, check_whole
 from forethought.data.assembly import assemble
 from forethought.data.bundled import bundled_path
 from forethought.data.cleaning import Duplicates, Rules, clean, order_of
@@ -107,6 +107,7 @@ class Interactions:
         check_choice("ids", ids, Ids)
         source = _item_source(items, items_id)
         given = str(path)
+        check_text("path", given)
         if given.startswith("bundled:"):
             folder = bundled_path(given.removeprefix("bundled:"))
             path, rating_column = folder / "interactions.parquet", rating_column or "rating"
@@ -245,6 +246,7 @@ class Interactions:
         say = progress or (lambda stage: None)
         if split is not None and split not in SPLITS:
             raise DataError(f"There is no split {split!r}; choose {', '.join(SPLITS)}.")
+        check_text("name", name or self.name)
         check_whole("seed", seed)
         if valid_users is not None:
             check_whole("valid_users", valid_users)
@@ -307,6 +309,8 @@ def _item_source(items: Any, items_id: str | None) -> ItemSource | None:
             raise DataError(f"{items_id!r} is named for the items' ids, but no item table; give it with --items.")
         return None
     source = Path(items) if isinstance(items, (str, os.PathLike)) else _arrow(items, "the item table")
+    if isinstance(source, Path):
+        check_text("items", str(source))
     return ItemSource(source, None, None if items_id is None else {"id": items_id})
 
 
