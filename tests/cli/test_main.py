@@ -109,6 +109,8 @@ def test_usage_errors_are_one_line_and_exit_with_2(words: list[str], message: st
         (["recommend", "{run}", "--user", "nobody"], "User 'nobody' is not in"),
         (["recommend", "{run}", "--history", "song-1,tune-2"], "Item 'tune-2' is not in the catalogue of 30 items"),
         (["recommend", "{run}", "--history", " , "], "The history is empty"),
+        (["recommend", "{run}", "--history", "song-1\rnone"], "Item 'none' is not in the catalogue"),
+        (["recommend", "{run}", "--history", "x" * 140_000], "The history cannot be read as ids parted by commas"),
         (["recommend", "{run}", "--history", "song-1", "-k", "0"], "k is 0; it has to be a whole number of 1 or more"),
         (["recommend", "{run}/model", "--user", "u"], "open the run folder"),
         (["recommend", "{run}", "--user", "\x1b[31m"], "User '\\x1b[31m' is not in"),

@@ -676,6 +676,15 @@ def test_a_quote_that_is_not_closed_swallows_no_items(broken: str, tmp_path: Pat
         Interactions.read(as_csv(tmp_path), items=items).prepare()
 
 
+def test_fields_may_be_long(tmp_path: Path) -> None:
+    long, log, items = "x" * 140_000, tmp_path / "log.csv", tmp_path / "items.csv"
+    log.write_text(f"user,item,timestamp,{long}\nu,{long},1,\nu,b,soon,\nu,c,3,\nu,d,4,\n")
+    with pytest.raises(DataError, match=r"log\.csv, row 2 \(line 3\), column 'timestamp': 'soon' is no time"):
+        Interactions.read(log)
+    items.write_text(f'id,title\nb,Beta\nc,"{long}"\n')
+    assert Interactions.read(log, on_error="drop", items=items).prepare().catalog.title(1) == long
+
+
 def test_the_manifest_says_where_it_came_from(tmp_path: Path) -> None:
     path = as_gzip(tmp_path)
     manifest = Interactions.read(path).prepare(tmp_path / "out", name="mine", command="forethought …").manifest

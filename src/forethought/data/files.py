@@ -21,6 +21,16 @@ GZIP = b"\x1f\x8b"
 
 
 @contextmanager
+def long_fields() -> Iterator[None]:
+    """Inside, the fields that :mod:`csv` reads may be as long as they like, as DuckDB's may."""
+    before = csv.field_size_limit(2**31 - 1)  # a C long is no longer than this on Windows
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+@contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unzipped where it is gzip.
 
@@ -106,7 +116,8 @@ def header(path: Path, table: Table) -> tuple[list[str], str]:
     if len(delimiter) > 1 or not table.quoted:
         names = first.split(delimiter)
     else:
-        names = next(csv.reader([first], delimiter=delimiter), [])
+        with long_fields():
+            names = next(csv.reader([first], delimiter=delimiter), [])
     names = [name.split(":")[0] for name in names] if table.typed_header else names
     refuse_twice(path, names)
     return names, delimiter

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forethought.data.detection import guess_table
-from forethought.data.files import header, is_python_literal, joined, numbered_lines, refuse_twice
+from forethought.data.files import header, is_python_literal, joined, long_fields, numbered_lines, refuse_twice
 from forethought.data.formats import Table
 from forethought.errors import DataError
 
@@ -138,10 +138,11 @@ def _delimited(path: Path, table: Table, names: list[str], delimiter: str) -> It
     else:
         rows = (line.rstrip("\r\n").split(delimiter) for line in lines())
     try:
-        for place, row in enumerate(rows):
-            begun.clear()
-            if place or table.names is not None:
-                yield dict(zip(names, row, strict=False))
+        with long_fields():
+            for place, row in enumerate(rows):
+                begun.clear()
+                if place or table.names is not None:
+                    yield dict(zip(names, row, strict=False))
     except csv.Error as error:
         raise DataError(
             f"{path}, line {begun[0]} cannot be read ({error}); close the quotes that are open, "

@@ -23,6 +23,7 @@ from forethought.data.files import (
     header,
     is_python_literal,
     joined,
+    long_fields,
     numbered_lines,
     opened,
     plain,
@@ -164,7 +165,7 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
     def line(row: int) -> int:
         if not table.quoted:  # a record is a line
             return next(itertools.islice(filled_lines(file), row + (table.names is None), None))
-        with file.open(encoding=table.encoding, errors="replace", newline="") as text:
+        with file.open(encoding=table.encoding, errors="replace", newline="") as text, long_fields():
             records = csv.reader(text, delimiter=delimiter)
             filled = (record for record in records if record)
             next(itertools.islice(filled, row + (table.names is None), None), None)
@@ -196,7 +197,8 @@ def _rejected_lines(workspace: Workspace, path: Path, file: Path, table: Table, 
 
 def _ends_in_quotes(line: str, delimiter: str) -> bool:
     try:
-        next(csv.reader([line], delimiter=delimiter, strict=True), None)
+        with long_fields():
+            next(csv.reader([line], delimiter=delimiter, strict=True), None)
     except csv.Error as error:
         return "expected after" not in str(error)  # that would be text behind a quote that is closed
     return False
