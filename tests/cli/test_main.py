@@ -67,6 +67,8 @@ def test_version(forethought: Command):
         (["recommend", "run", "--user", "u", "--model.gamma", "3"], "unrecognized arguments: --model.gamma"),
         (["train", "r.yaml", "--threads", "0"], "argument --threads: 0 is not at least 1"),
         (["train", "r.yaml", "--threads", "x"], "argument --threads: x is no whole number; see 'forethought train"),
+        (["train", "r.yaml", "--threads", "1025"], "argument --threads: 1025 is more than 1024"),
+        (["probe", "run", "--random", "-1"], "argument --random: -1 is not between 0 and"),
         (["train", "r.yaml", "--seed", "-1"], "argument --seed: -1 is not between 0 and"),
         (["data", "prepare", "log.csv", "--out", "o", "--repl"], "unrecognized arguments: --repl"),
         (["data", "check", "log.csv", "--fig", "c.png"], "unrecognized arguments: --fig"),
@@ -122,6 +124,9 @@ def test_usage_errors_are_one_line_and_exit_with_2(words: list[str], message: st
         (["grow", "{run}", "--user", "ann 3"], "holds a sasrec, which does not grow"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.dropout=3"], "is no range; write model"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.drop=1..2"], "no key model.drop;"),
+        (["tune", "{recipe}", "--data.path", "{data}", "--out", "{recipe}"], "{recipe}: File exists; free the space"),
+        (["probe", "{run}", "--users", "0"], "users is 0; it has to be a whole number of 50 or more"),
+        (["probe", "{run}", "--steps", "-1"], "steps is -1; it has to be a whole number of 0 or more"),
         (["tune", "{recipe}", "--data.path", "{data}", "--trials", "0"], "0 trials find nothing"),
     ],
 )  # fmt: skip
@@ -135,7 +140,7 @@ def test_errors_are_one_line_and_exit_with_2(
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("forethought: error: ")
-    assert message in told.err
+    assert message.format(**places) in told.err
     assert told.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 

@@ -503,6 +503,7 @@ def test_a_file_that_is_no_duckdb_file(tmp_path: Path) -> None:
         ({"engine": "polars"}, "engine is 'polars'; it has to be 'duckdb' or 'spark'"),
         ({"threads": -1}, "threads is -1; it has to be a whole number of 1 or more"),
         ({"threads": "2"}, "threads is '2'"),
+        ({"threads": 10**20}, "threads is 1[0]+; it has to be a whole number of 1024 or less"),
         ({"item_column": "user"}, "'user' is named for the user and for the item; .* --item-column"),
         ({"time_column": "item"}, "'item' is named for the item and for the time; .* --time-column"),
         ({"session_column": "user"}, "'user' is named for the user and for the session"),
