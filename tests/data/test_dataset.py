@@ -195,7 +195,7 @@ def test_only_an_empty_folder_or_a_prepared_one_is_replaced(
     if content is not None:
         (foreign / "manifest.json").write_text(content)
     before = sorted(path.name for path in foreign.iterdir())
-    for place in (foreign, tmp_path / "log.csv"):
+    for place in (foreign, tmp_path / "log.csv", tmp_path / "nowhere" / ".." / "log.csv"):
         with pytest.raises(ArtefactError, match="neither an empty folder nor a prepared data folder") as refusal:
             prepared.save(place, replace=True)
         assert str(refusal.value).startswith(str(place))

@@ -330,12 +330,12 @@ def check_place(
     Raises:
         ArtefactError: the place is taken.
     """
-    path = Path(path)
+    target = Path(os.path.abspath(path))
     if not replace:
         refuse_existing(path, advice)
-    elif path.exists() and Path.cwd().is_relative_to(path.resolve()):
+    elif target.exists() and Path.cwd().is_relative_to(target.resolve()):
         raise ArtefactError(f"{path} is the folder that this runs in, so it is not replaced; run it from elsewhere.")
-    elif path.exists() and not _may_go(path):
+    elif target.exists() and not _may_go(target):
         raise ArtefactError(
             f"{path} is neither an empty folder nor a prepared data folder, so it is not replaced; "
             "choose another folder or remove it first."
