@@ -23,11 +23,12 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
         assert not target.exists()
     assert (target / "a").read_text() == "1"
     assert target.stat().st_mode & 0o777 == 0o777 & ~current_umask()
-    with (
-        pytest.raises(ArtefactError, match="exists already; choose another folder or remove it"),
-        atomic_folder(target),
-    ):
-        pass
+    for place in (target, tmp_path / "nowhere" / ".." / "deep" / "folder"):
+        with (
+            pytest.raises(ArtefactError, match="exists already; choose another folder or remove it"),
+            atomic_folder(place),
+        ):
+            pass
 
 
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:

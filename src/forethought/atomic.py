@@ -25,7 +25,7 @@ def refuse_existing(target: str | os.PathLike[str], advice: str = "choose anothe
     Raises:
         ArtefactError: ``target`` exists; ``advice`` says what can be done.
     """
-    if Path(target).exists():
+    if Path(os.path.abspath(target)).exists():  # as it is written: a/../b is b though there is no a
         raise ArtefactError(f"{target} exists already; {advice}.")
 
 

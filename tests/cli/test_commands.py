@@ -238,6 +238,11 @@ def test_a_baseline_without_parameters_goes_the_same_way(data: Path, tmp_path: P
     assert capsys.readouterr().out == f"{out}\n"
     assert json.loads((out / "run.json").read_text())["parameters"] == 0
     assert {item.id for item in Run.open(out).recommend(["song-7"], 3)} == {"song-8", "song-9", "song-10"}
+    assert cli.main(["think", str(out), "--history", "song-7", "--json"]) == 0
+    for command in ("think", "recommend"):
+        capsys.readouterr()
+        assert cli.main([command, str(out), "--history", "song-7", "--steps", "3"]) == 2
+        assert "holds a markov, whose steps cannot be chosen; " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -109,6 +110,23 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert len(lines) == 1
     assert lines[0].startswith(f"forethought: error: {log}, row 2 (line 3), column 'timestamp': 'soon' is no time")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_are_utf_8_wherever_this_runs(tmp_path: Path) -> None:
+    log, out, report = tmp_path / "log.csv", tmp_path / "out", tmp_path / "r.json"
+    log.write_text("user,item,timestamp,action\nu,a,1,kjøp\nu,b,2,kjøp\nu,c,3,kjøp\n", encoding="utf-8")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}  # text is ASCII
+
+    def call(*words: object) -> None:
+        command = [sys.executable, "-m", "forethought", "data", *map(str, words)]
+        subprocess.run(command, check=True, env={**os.environ, **plain})
+
+    call("prepare", log, "--out", out, "--action-column", "action")
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["actions"] == ["kjøp"]
+    (out / "manifest.json").write_text(json.dumps({**manifest, "name": "kjøp"}, ensure_ascii=False), encoding="utf-8")
+    call("check", out, "--json", report)
+    assert json.loads(report.read_text(encoding="utf-8"))["name"] == "kjøp"
 
 
 def test_check(tmp_path: Path, capsys: Printed) -> None:

@@ -67,6 +67,8 @@ def test_version(forethought: Command):
         (["recommend", "run", "--user", "u", "--model.gamma", "3"], "unrecognized arguments: --model.gamma"),
         (["train", "r.yaml", "--threads", "0"], "argument --threads: 0 is not at least 1"),
         (["train", "r.yaml", "--threads", "x"], "argument --threads: x is no whole number; see 'forethought train"),
+        (["train", "r.yaml", "--threads", "1025"], "argument --threads: 1025 is more than 1024"),
+        (["probe", "run", "--random", "-1"], "argument --random: -1 is not between 0 and"),
         (["train", "r.yaml", "--seed", "-1"], "argument --seed: -1 is not between 0 and"),
         (["data", "prepare", "log.csv", "--out", "o", "--repl"], "unrecognized arguments: --repl"),
         (["data", "check", "log.csv", "--fig", "c.png"], "unrecognized arguments: --fig"),
@@ -75,6 +77,8 @@ def test_version(forethought: Command):
         (["grow", "run", "--user", "u", "--guidance", "1", "nan"], "nan is no number between -1000 and 1000"),
         (["grow", "run", "--user", "u", "--guidance", "1e30"], "1e30 is no number between"),
         (["grow", "run", "--user", "u", "--guidance", "big"], "big is no number between"),
+        (["data", "prepare", "log\udcff.csv", "--out", "o"], "log\\udcff.csv is not UTF-8 text; rename what it names"),
+        (["train", "r.yaml", "--name", "n\udcff"], "n\\udcff is not UTF-8 text"),
         (["recommend", "run", "--user", "u", "--\x1b[31m"], "unrecognized arguments: --\\x1b[31m"),
     ],
 )  # fmt: skip
@@ -107,6 +111,8 @@ def test_usage_errors_are_one_line_and_exit_with_2(words: list[str], message: st
         (["recommend", "{run}", "--user", "nobody"], "User 'nobody' is not in"),
         (["recommend", "{run}", "--history", "song-1,tune-2"], "Item 'tune-2' is not in the catalogue of 30 items"),
         (["recommend", "{run}", "--history", " , "], "The history is empty"),
+        (["recommend", "{run}", "--history", "song-1\rnone"], "Item 'none' is not in the catalogue"),
+        (["recommend", "{run}", "--history", "x" * 140_000], "The history cannot be read as ids parted by commas"),
         (["recommend", "{run}", "--history", "song-1", "-k", "0"], "k is 0; it has to be a whole number of 1 or more"),
         (["recommend", "{run}/model", "--user", "u"], "open the run folder"),
         (["recommend", "{run}", "--user", "\x1b[31m"], "User '\\x1b[31m' is not in"),
@@ -118,6 +124,9 @@ def test_usage_errors_are_one_line_and_exit_with_2(words: list[str], message: st
         (["grow", "{run}", "--user", "ann 3"], "holds a sasrec, which does not grow"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.dropout=3"], "is no range; write model"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.drop=1..2"], "no key model.drop;"),
+        (["tune", "{recipe}", "--data.path", "{data}", "--out", "{recipe}"], "{recipe}: File exists; free the space"),
+        (["probe", "{run}", "--users", "0"], "users is 0; it has to be a whole number of 50 or more"),
+        (["probe", "{run}", "--steps", "-1"], "steps is -1; it has to be a whole number of 0 or more"),
         (["tune", "{recipe}", "--data.path", "{data}", "--trials", "0"], "0 trials find nothing"),
     ],
 )  # fmt: skip
@@ -131,7 +140,7 @@ def test_errors_are_one_line_and_exit_with_2(
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("forethought: error: ")
-    assert message in told.err
+    assert message.format(**places) in told.err
     assert told.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 

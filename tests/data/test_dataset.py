@@ -96,6 +96,13 @@ def change(**entries: object) -> Callable[[Path], None]:
     return rewrite
 
 
+def recount(**counts: object) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        change(counts={**json.loads((folder / "manifest.json").read_text())["counts"], **counts})(folder)
+
+    return rewrite
+
+
 def drop(folder: Path, key: str) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest[key]
@@ -114,6 +121,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no counts": (lambda folder: drop(folder, "counts"), r"damaged \(KeyError: 'counts'\)"),
     "counts of nothing": (change(counts={"users": 4}), r"damaged \(KeyError: 'items'\)"),
     "counts that are none": (change(counts=dict.fromkeys(COUNTS, "many")), "damaged"),
+    "a count as text": (recount(users="4"), "its counts are no whole numbers"),
+    "a count of nothing": (recount(events=0), "its manifest contradicts its arrays"),
+    "another count": (recount(test=2), "its manifest contradicts its arrays"),
+    "a list of what was dropped": (change(dropped=[1]), "damaged"),
+    "text for what was dropped": (change(dropped={"a": "b"}), "its counts are no whole numbers"),
+    "another protocol": (change(protocol="user-split"), "its manifest contradicts its arrays"),
+    "rules that are none": (change(rules=["split"]), "damaged"),
+    "a deep manifest": (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "damaged"),
     "no protocol": (lambda folder: drop(folder, "protocol"), r"damaged \(KeyError: 'protocol'\)"),
     "no arrays named": (change(arrays={}), "damaged"),
     "a path for an array": (change(arrays={"../../x": {"dtype": "int64", "length": 1}}), "damaged"),
@@ -180,7 +195,7 @@ def test_only_an_empty_folder_or_a_prepared_one_is_replaced(
     if content is not None:
         (foreign / "manifest.json").write_text(content)
     before = sorted(path.name for path in foreign.iterdir())
-    for place in (foreign, tmp_path / "log.csv"):
+    for place in (foreign, tmp_path / "log.csv", tmp_path / "nowhere" / ".." / "log.csv"):
         with pytest.raises(ArtefactError, match="neither an empty folder nor a prepared data folder") as refusal:
             prepared.save(place, replace=True)
         assert str(refusal.value).startswith(str(place))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from forethought.cli import main
+from forethought.data.dataset import Dataset
 from forethought.data.detection import locate
 from forethought.data.formats import FORMATS
 from forethought.data.interactions import Interactions
@@ -319,6 +321,35 @@ def test_several_item_files_have_to_be_chosen_from(tmp_path: Path) -> None:
 def test_columns_may_be_named_over_a_format(tmp_path: Path) -> None:
     path = movielens(tmp_path)
     assert Interactions.read(path, "movielens", time_column="rating").provenance["columns"]["time"] == "rating"
+
+
+@pytest.mark.parametrize("build", [recbole, movielens], ids=["recbole", "movielens"])
+@pytest.mark.parametrize("role", ["user", "time", "rating"])
+def test_a_column_that_is_named_has_to_be_there(build: Callable[[Path], Path], role: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"no column 'timestmp' for the {role}; its columns are .*--{role}-column"):
+        Interactions.read(build(tmp_path), **{f"{role}_column": "timestmp"})  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_also_the_usual_one_is_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"username": "ann", "product_id": k, "date": "2024-01-01", "timestamp": 9 - k} for k in range(3)]
+    path = write(tmp_path, {"steam_reviews.json": json_lines(*rows)}) / "steam_reviews.json"
+    assert sequences_of(Interactions.read(path).prepare()) == {"ann": ["0", "1", "2"]}
+    named = Interactions.read(path, time_column="timestamp")
+    assert (named.provenance["reader"], named.provenance["columns"]["time"]) == ("steam", "timestamp")
+    words = ["data", "prepare", str(path), "--out", str(tmp_path / "out"), "--time-column", "timestamp"]
+    assert main(words) == 0
+    assert sequences_of(Dataset.open(tmp_path / "out")) == {"ann": ["2", "1", "0"]}
+    assert main([*words, "--user-column", "user", "--replace"]) == 2
+    assert "no column 'user' for the user; its columns are username, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["user-item", "user-sequence"])
+@pytest.mark.parametrize("role", ["user", "item", "time", "rating", "action", "session"])
+def test_lines_have_no_columns_to_name(layout: str, role: str, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("1 5\n1 3\n1 4\n")
+    with pytest.raises(DataError, match=f"lines of {layout} have no column 'user'; leave --{role}-column out"):
+        Interactions.read(tmp_path / "log.txt", layout, **{f"{role}_column": "user"})  # type: ignore[arg-type]
+    assert len(Interactions.read(tmp_path / "log.txt", layout, time_column="none")) == 3
 
 
 def test_every_format_is_described_and_found_by_its_name() -> None:

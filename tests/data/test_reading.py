@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import duckdb
 import ibis
@@ -86,6 +88,25 @@ def test_every_file_gives_the_same_data_set(write: Any, tmp_path: Path) -> None:
     assert dataset.sequences.times is not None
     assert dataset.sequences.times[:4].tolist() == [100_000, 200_000, 200_000, 300_000]
     assert dataset.manifest["tie_rule"] == "time, then row in the source"
+
+
+@pytest.mark.parametrize("write", [as_csv, as_gzip, as_json_lines, as_parquet, as_parquet_folder])
+def test_a_path_is_no_pattern_and_no_column(write: Any, tmp_path: Path) -> None:
+    for folder in ("item=7", "a[1]", "a1", "b?*", "bbb"):
+        (tmp_path / folder).mkdir()
+        path = write(tmp_path / folder)
+        if folder in ("a1", "bbb"):  # what the pattern would find
+            for file in path.iterdir() if path.is_dir() else [path]:
+                file.write_text("something else")
+    for folder, on_error in (
+        ("item=7", "fail"),
+        ("item=7", "drop"),
+        ("a[1]", "fail"),
+        ("a[1]", "drop"),
+        ("b?*", "fail"),
+    ):
+        path = tmp_path / folder / path.name
+        assert sequences_of(Interactions.read(path, on_error=on_error).prepare()) == SEQUENCES
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars", "lazy polars", "arrow", "ibis"])
@@ -247,6 +268,16 @@ def test_sessions_become_sequences(tmp_path: Path) -> None:
         "u/0": ["a", "b", "c"],
         "u/1": ["d", "e", "f"],
     }
+
+
+def test_no_two_sessions_are_one_sequence() -> None:
+    texts = ["".join(letters) for length in (1, 2, 3) for letters in product("a/%2F", repeat=length)]
+    users, sessions = zip(*product(texts, texts[:30]), strict=True)
+    table = pa.table({"user": users, "session": sessions, "item": users})
+    interactions = Interactions.from_table(table, time_column=None, session_column="session", ids="text")
+    found = set(interactions.table.user.to_pyarrow().to_pylist())
+    assert found == {f"{quote(user, safe='')}/{session}" for user, session in zip(users, sessions, strict=True)}
+    assert len(found) == len(users)
 
 
 def test_a_user_with_one_event_trains_and_is_counted(tmp_path: Path) -> None:
@@ -419,6 +450,19 @@ def test_lines_of_json_that_are_no_object_are_malformed(tmp_path: Path) -> None:
     assert sequences_of(interactions.prepare()) == SEQUENCES
 
 
+def test_half_a_character_in_an_id_is_malformed(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    for mark in ("'", '"'):  # as Python wrote it, and as JSON
+        items = [r"\ud83d\ude00", r"\ud83d", "b", "c"]
+        rows = [f"{{'user': 'u', 'item': '{item}', 'timestamp': {row}}}" for row, item in enumerate(items)]
+        path.write_text("\n".join(rows).replace("'", mark))
+        with pytest.raises(DataError, match=r"log\.json, line 2 "):
+            Interactions.read(path)
+        kept = Interactions.read(path, on_error="drop")
+        assert kept.dropped == {"malformed line": 1}
+        assert sequences_of(kept.prepare()) == {"u": ["\U0001f600", "b", "c"]}
+
+
 def test_columns_that_differ_in_case_alone(tmp_path: Path) -> None:
     rows = [("X", *event) for event in EVENTS]
     path = write_csv(tmp_path / "log.csv", rows, "User,user,item,timestamp")
@@ -459,10 +503,15 @@ def test_a_file_that_is_no_duckdb_file(tmp_path: Path) -> None:
         ({"engine": "polars"}, "engine is 'polars'; it has to be 'duckdb' or 'spark'"),
         ({"threads": -1}, "threads is -1; it has to be a whole number of 1 or more"),
         ({"threads": "2"}, "threads is '2'"),
+        ({"threads": 10**20}, "threads is 1[0]+; it has to be a whole number of 1024 or less"),
         ({"item_column": "user"}, "'user' is named for the user and for the item; .* --item-column"),
         ({"time_column": "item"}, "'item' is named for the item and for the time; .* --time-column"),
         ({"session_column": "user"}, "'user' is named for the user and for the session"),
+        ({"user_column": None}, "user_column is None; name the column of the users"),
+        ({"item_column": None}, "item_column is None; name the column of the items"),
         ({"items": 5}, "the item table cannot be taken as a table"),
+        ({"items": "\udcff.csv"}, r"items is '\\udcff.csv', which is not UTF-8 text"),
+        ({"items_id": "key"}, "'key' is named for the items' ids, but no item table; give it with --items"),
     ],
 )
 def test_arguments_that_do_not_fit(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
@@ -482,6 +531,7 @@ def test_arguments_that_do_not_fit(options: dict[str, Any], sentence: str, tmp_p
         ({"min_length": 1.5}, "min_length is 1.5; it has to be a whole number"),
         ({"max_length": 2.5}, "max_length is 2.5; it has to be a whole number of 1 or more"),
         ({"valid_users": 1.5}, "valid_users is 1.5; it has to be a whole number"),
+        ({"name": "\udcff"}, r"name is '\\udcff', which is not UTF-8 text"),
         ({"min_rating": "3"}, "min_rating is '3'; it has to be a number"),
         ({"quantiles": (0.5, 0.6)}, "Cuts go with the split global-time alone"),
         ({"quantiles": (0.5, 0.6), "split": "user-split"}, "Cuts go with the split global-time alone"),
@@ -508,6 +558,8 @@ def test_places_that_are_no_log(tmp_path: Path) -> None:
         Interactions.read(prepared)
     with pytest.raises(DataError, match="no format 'exotic'"):
         Interactions.read(tmp_path / "one.csv", "exotic")
+    with pytest.raises(DataError, match=r"path is 'log\\udcff.csv', which is not UTF-8 text"):
+        Interactions.read("log\udcff.csv")
     with pytest.raises(DataError, match="no bundled data set 'x'"):
         Interactions.read("bundled:x")
 
@@ -576,6 +628,29 @@ def test_an_id_column_that_another_outdoes_is_not_taken(tmp_path: Path) -> None:
     assert named.catalog.title(named.catalog.item(1)) == "number 2"
 
 
+def test_what_the_first_item_lacks_is_read_of_the_others(tmp_path: Path) -> None:
+    items = tmp_path / "items.jsonl"
+    rows = [{"id": "a"}, {"id": "b", "title": "Beta", "genres": ["x"]}, {"id": "c", "description": "long"}]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = Interactions.read(as_csv(tmp_path), items=items).prepare().catalog.table
+    assert table["title"].to_pylist() == [None, "Beta", None, None, None]
+    assert table["categories"].to_pylist()[:3] == [[], ["x"], []]
+    assert table["text"].to_pylist()[:3] == [None, None, "long"]
+    items.write_text('{"id": "a"}\n' + "".join(f'{{"id": "no {item}", "key": "{item}"}}\n' for item in "abc"))
+    with pytest.raises(DataError, match="5 items 1 are in column 'id' and 3 in 'key'"):
+        Interactions.read(as_csv(tmp_path), items=items).prepare()
+
+
+def test_a_broken_character_of_an_item_is_replaced(tmp_path: Path) -> None:
+    items = tmp_path / "items.jsonl"
+    items.write_text(r"""{"id": "a", "title": "cut \ud83d", "genres": ["\udcff"], "text": "\ud83d\ude00"}""" + "\n")
+    catalog = Interactions.read(as_csv(tmp_path), items=items).prepare().catalog
+    assert (catalog.title(1), catalog.categories(1)) == ("cut \ufffd", ["\ufffd"])
+    assert catalog.table["text"][0].as_py() == "\U0001f600"
+    items.write_text(r"""{'id': 'a', 'title': u'\ud83d\ude00 or \ude00'}""" + "\n")  # as Python 2 wrote it
+    assert Interactions.read(as_csv(tmp_path), items=items).prepare().catalog.title(1) == "\U0001f600 or \ufffd"
+
+
 @pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pl.LazyFrame, pa.table])
 def test_items_may_be_described_by_any_table(make: Any, tmp_path: Path) -> None:
     items = make({"key": ["a", "b"], "title": ["Alpha", "Beta"]})
@@ -600,6 +675,15 @@ def test_a_quote_that_is_not_closed_swallows_no_items(broken: str, tmp_path: Pat
     items.write_text('item,title\n\na,"Alpha,\nthe first"\n' + broken + "d,Delta\n")
     with pytest.raises(DataError, match=r"things\.csv, line 5 cannot be read .*; close the quotes that are open"):
         Interactions.read(as_csv(tmp_path), items=items).prepare()
+
+
+def test_fields_may_be_long(tmp_path: Path) -> None:
+    long, log, items = "x" * 140_000, tmp_path / "log.csv", tmp_path / "items.csv"
+    log.write_text(f"user,item,timestamp,{long}\nu,{long},1,\nu,b,soon,\nu,c,3,\nu,d,4,\n")
+    with pytest.raises(DataError, match=r"log\.csv, row 2 \(line 3\), column 'timestamp': 'soon' is no time"):
+        Interactions.read(log)
+    items.write_text(f'id,title\nb,Beta\nc,"{long}"\n')
+    assert Interactions.read(log, on_error="drop", items=items).prepare().catalog.title(1) == long
 
 
 def test_the_manifest_says_where_it_came_from(tmp_path: Path) -> None:

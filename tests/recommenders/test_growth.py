@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError
-from forethought.recommenders.growth import grow_user
+from forethought.recommenders.growth import draw_user, grow_user
 from forethought.recommenders.knn import CooccurrenceKNN, CooccurrenceKNNConfig
 from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.model import PreferGrow
@@ -100,6 +100,15 @@ def test_chains_and_a_number_of_steps_exclude_each_other(tiny: Dataset) -> None:
 def test_growing_without_chains_steps_or_guidance_is_refused(tiny: Dataset, bad: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="at least"):
         grow_user(grower(tiny), "user 0", **bad)
+
+
+def test_every_user_has_a_picture_of_their_own(tiny: Dataset, tmp_path: Path) -> None:
+    run = grower(tiny)
+    run.path = tmp_path
+    growing = grow_user(run, "user 0", guidance=(1.0,), steps=1)
+    pictures = [draw_user(run, user, growing)[0] for user in ("日本", "中国", "a/b", "a_b", "a%2Fb")]
+    assert [path.name for path in pictures[:2]] == ["user-日本.png", "user-中国.png"]
+    assert sorted(pictures) == sorted((tmp_path / "growing").glob("*.png"))
 
 
 @pytest.mark.parametrize("parametrization", ["marginal", "score"])

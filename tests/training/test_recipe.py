@@ -70,6 +70,7 @@ def test_what_is_saved_loads_equal(tmp_path: Path):
         ("model: {type: sasrec, hidden_size: 3.5}", "model.hidden_size is 3.5; it has to be a whole number"),
         ("model: {type: sasrec, dropout: .nan}", "model.dropout is nan; it has to be a number"),
         ("model: {type: sasrec}\ntraining: {learning_rate: .nan}", "training.learning_rate is nan; it has to be a num"),
+        ('name: "a\\ud83d"\nmodel: {type: knn}', "name is 'a\\ud83d'; it has to be text"),
         ("model: {type: sasrec, norm: none}", "model.norm is 'none'; it has to be 'pre' or 'original' or 'post'"),
         ("model: {type: sasrec, num_items: 3}", "model.num_items is read from the data"),
         ("model: {type: sasrec, is_encoder_decoder: true}", "no key model.is_encoder_decoder"),

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from forethought import __version__
+from forethought.data.arguments import MOST_THREADS
 from forethought.errors import ForethoughtError
 
 GUIDE = """\
@@ -60,7 +61,11 @@ COMMANDS = (
 )  # fmt: skip
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_PLACE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # stands for a byte that is not UTF-8
+_PLACE = {
+    errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST,
+    errno.EISDIR,
+}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,7 +84,10 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 where the user has to mend something."""
     parser = _parser()
-    words, overrides = _take_overrides(parser, list(sys.argv[1:] if argv is None else argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    if broken := next(filter(_SURROGATE.search, given), None):
+        parser.error(f"{broken} is not UTF-8 text; rename what it names")
+    words, overrides = _take_overrides(parser, given)
     options = parser.parse_args(words)
     for name, default in {"seed": None, "device": None, "threads": None, "quiet": False}.items():
         options.__dict__.setdefault(name, default)  # the flags stand before or after the command
@@ -101,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in _PLACE:
             raise
         place, reason = error.filename or "the output", os.strerror(error.errno or 0)
-        return _fail(f"Cannot write {place}: {reason}; free the space or choose another place.")
+        return _fail(f"Cannot read or write {place}: {reason}; free the space or choose another place.")
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -117,13 +125,13 @@ def printable(text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("options of every command")
-    group.add_argument("--seed", type=_whole, metavar="N", help="seed of everything random")
+    group.add_argument("--seed", type=whole, metavar="N", help="seed of everything random")
     group.add_argument(
         "--device",
         metavar="NAME",
         help="cpu, cuda, cuda:1 …; by default the accelerator, if any, to train, and the CPU for a trained recommender",
     )
-    group.add_argument("--threads", type=positive, metavar="N", help="threads on the CPU")
+    group.add_argument("--threads", type=_threads, metavar="N", help="threads on the CPU")
     group.add_argument("--quiet", action="store_true", help="no progress, only results")
     parser = _Parser(
         "forethought", "forethought COMMAND …", GUIDE, EPILOG, [common],
@@ -155,7 +163,8 @@ def _take_overrides(parser: argparse.ArgumentParser, words: list[str]) -> tuple[
     return rest, overrides
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """A whole number from 0 to the greatest seed of numpy, for an option."""
     number = _number(text)
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 4294967295")
@@ -167,6 +176,13 @@ def positive(text: str) -> int:
     number = _number(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _threads(text: str) -> int:
+    number = positive(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MOST_THREADS}")
     return number
 
 

@@ -128,11 +128,12 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help=f"auto (default), {', '.join(FORMATS)}",
     )
-    reading.add_argument("--user-column", default="user", metavar="NAME", help="default: user")
-    reading.add_argument("--item-column", default="item", metavar="NAME", help="default: item")
+    reading.add_argument("--user-column", metavar="NAME", help="default: that of the format, or user")
+    reading.add_argument("--item-column", metavar="NAME", help="default: that of the format, or item")
     reading.add_argument(
-        "--time-column", default="timestamp", metavar="NAME", help="default: timestamp; none keeps the file's order"
-    )
+        "--time-column", metavar="NAME",
+        help="default: that of the format, or timestamp; none keeps the order of the file",
+    )  # fmt: skip
     reading.add_argument("--rating-column", metavar="NAME")
     reading.add_argument("--action-column", metavar="NAME")
     reading.add_argument("--session-column", metavar="NAME", help="each session becomes a sequence of its own")
@@ -148,10 +149,12 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 def _read(args: argparse.Namespace) -> Any:
     from forethought.data.interactions import Interactions
 
+    columns = {"user_column": args.user_column, "item_column": args.item_column, "time_column": args.time_column}
     return Interactions.read(
-        args.path, args.format, args.user_column, args.item_column, args.time_column, args.rating_column,
-        args.action_column, args.session_column, args.on_error, args.engine, args.ids, args.items, args.items_id,
-        args.threads,
+        args.path, args.format, rating_column=args.rating_column, action_column=args.action_column,
+        session_column=args.session_column, on_error=args.on_error, engine=args.engine, ids=args.ids, items=args.items,
+        items_id=args.items_id, threads=args.threads,
+        **{argument: name for argument, name in columns.items() if name is not None},
     )  # fmt: skip
 
 
@@ -236,7 +239,8 @@ def check(args: argparse.Namespace) -> None:
             draw(report, dataset, args.figure)
     if args.json:
         with atomic_file(args.json) as scratch:
-            scratch.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+            content = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+            scratch.write_text(content, encoding="utf-8")
     if args.figure:
         print(f"Figure: {args.figure}")
     console = Console(emoji=False)
@@ -272,6 +276,6 @@ def download(args: argparse.Namespace) -> None:
             timeout=args.timeout, progress=tell,
         )  # fmt: skip
     source = SOURCES.get(args.name)
-    print((folder / "SOURCE").read_text(), end="")
+    print((folder / "SOURCE").read_text(encoding="utf-8"), end="")
     reader = f" --format {source.reader}" if source else ""
     print(f"next: forethought data prepare {folder}{reader} --out DIR")

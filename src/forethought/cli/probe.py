@@ -9,6 +9,8 @@ from typing import Any
 
 
 def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    from forethought.cli import whole
+
     parser = subparsers.add_parser(
         "probe",
         parents=[common],
@@ -29,7 +31,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "--strengths", type=float, nargs="+", default=[-0.4, -0.2, -0.1, 0.1, 0.2, 0.4], metavar="S",
         help="of the popularity direction, 1 as long as a final state",
     )  # fmt: skip
-    parser.add_argument("--random", type=int, default=1, metavar="N", help="random directions beside (default 1)")
+    parser.add_argument("--random", type=whole, default=1, metavar="N", help="random directions beside (default 1)")
     parser.add_argument("--out", metavar="DIR", help="by default RUN/probe")
     parser.set_defaults(run=run)
 

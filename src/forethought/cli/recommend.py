@@ -8,6 +8,8 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
+from forethought.errors import DataError
+
 if TYPE_CHECKING:
     from forethought.data.catalog import Catalog
 
@@ -53,9 +55,16 @@ def steps(text: str) -> int | str:
 
 
 def parse_history(text: str, catalog: Catalog) -> list[str]:
-    """The items' own ids in ``"ID,ID,…"``, as in a line of CSV; spaces around one belong to it only if it has them."""
-    rows = csv.reader(io.StringIO(text), skipinitialspace=True)
-    parts = [part for row in rows for part in row if part.strip()]
+    """The items' own ids in ``"ID,ID,…"``, as in a line of CSV; spaces around one belong to it only if it has them.
+
+    Raises:
+        DataError: one of them is longer than :mod:`csv` reads.
+    """
+    rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        parts = [part for row in rows for part in row if part.strip()]
+    except csv.Error as error:
+        raise DataError(f"The history cannot be read as ids parted by commas ({error}).") from error
     spaced = {part for part in parts if part.strip() not in catalog and part in catalog}
     return [part if part in spaced else part.strip() for part in parts]
 

@@ -7,20 +7,41 @@ from typing import Any, get_args
 
 from forethought.errors import DataError
 
+MOST_THREADS = 1024
 
-def check_whole(name: str, value: object, least: int = 0) -> None:
-    """Refuse what is no whole number.
+
+def check_whole(name: str, value: object, least: int = 0, most: int = 2**63 - 1) -> None:
+    """Refuse what is no whole number, or one out of bounds.
 
     Args:
         name: of the argument.
         value: what was given for it.
         least: the smallest number that fits.
+        most: the greatest.
 
     Raises:
-        DataError: it is another kind of value, or less than ``least``.
+        DataError: it is another kind of value, less than ``least`` or more than ``most``.
     """
     if not isinstance(value, Integral) or int(value) < least:
         raise DataError(f"{name} is {value!r}; it has to be a whole number of {least} or more.")
+    if int(value) > most:
+        raise DataError(f"{name} is {value!r}; it has to be a whole number of {most} or less.")
+
+
+def check_text(name: str, value: str) -> None:
+    """Refuse what cannot be written as UTF-8, such as the name of a file that is not.
+
+    Args:
+        name: of the argument.
+        value: what was given for it.
+
+    Raises:
+        DataError: it has a surrogate, half a character.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name} is {value!r}, which is not UTF-8 text; rename it.") from error
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

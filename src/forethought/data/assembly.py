@@ -59,15 +59,7 @@ def assemble(
     dataset.manifest = {
         "name": name,
         "protocol": protocol,
-        "counts": {
-            "users": len(users),
-            "items": len(described),
-            "events": len(sequences.items),
-            "train_events": int(counts.sum()),
-            "valid": len(positions.valid),
-            "test": len(positions.test),
-            "users_without_target": positions.parameters["users_without_target"],
-        },
+        "counts": {**dataset._counts(), "users_without_target": positions.parameters["users_without_target"]},
         "tie_rule": tie_rule,
         "rules": [*map(dict, rules), {"rule": "split", "protocol": protocol, **positions.parameters}],
         "provenance": dict(provenance or {}),

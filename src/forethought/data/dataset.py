@@ -197,7 +197,8 @@ class Dataset:
             pq.write_table(pa.table({"id": self.users}), scratch / "users.parquet")
             manifest = {"format": FORMAT, "version": VERSION, **self.manifest, "arrays": arrays}
             manifest["fingerprint"] = self._digest()
-            (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+            content = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+            (scratch / "manifest.json").write_text(content, encoding="utf-8")
         return Dataset.open(path)
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -241,7 +242,7 @@ class Dataset:
                 f"{path} is no prepared data folder (no manifest.json); make one with 'forethought data prepare'."
             )
         try:
-            manifest = json.loads(file.read_text())
+            manifest = json.loads(file.read_text(encoding="utf-8"))
             arrays = manifest["arrays"]
             if manifest["format"] != FORMAT or manifest["version"] != VERSION:
                 raise DataError(
@@ -259,14 +260,20 @@ class Dataset:
                 catalog, users, manifest, path,
             )  # fmt: skip
             protocol, fingerprint = dataset.protocol, dataset.fingerprint
-            _ = [int(manifest["counts"][name]) for name in COUNTS]
             if protocol not in SPLITS:
                 raise DataError(f"{file} has the protocol {protocol!r}; this forethought knows {', '.join(SPLITS)}.")
+            dataset._check_shape()
+            told = {name: manifest["counts"][name] for name in COUNTS}
+            numbers = [*told.values(), *manifest.get("dropped", {}).values()]
+            if not all(isinstance(number, int) for number in numbers):
+                raise DataError(f"{path} is damaged (its counts are no whole numbers); prepare the data again.")
+            split = [rule["protocol"] for rule in manifest.get("rules", []) if rule["rule"] == "split"]
+            if told | dataset._counts() != told or split not in ([], [protocol]):
+                raise DataError(f"{path} is damaged (its manifest contradicts its arrays); prepare the data again.")
         except DataError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, OSError, EOFError, RecursionError) as error:
             raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); prepare the data again.") from error
-        dataset._check_shape()
         if verify and dataset._digest() != fingerprint:
             raise DataError(
                 f"{path} does not match its fingerprint; it was changed after it was made ({protocol}). "
@@ -285,6 +292,17 @@ class Dataset:
                 f"the manifest says {spec['dtype']} ({spec['length']},); prepare the data again."
             )
         return array
+
+    def _counts(self) -> dict[str, int]:
+        """What the manifest says under ``counts`` and the arrays tell."""
+        return {
+            "users": len(self.users),
+            "items": self.num_items,
+            "events": len(self.sequences.items),
+            "train_events": int((self.train_stop - self.sequences.offsets[:-1]).sum()),
+            "valid": len(self._positions["valid"]),
+            "test": len(self._positions["test"]),
+        }
 
     def _check_shape(self) -> None:
         offsets, events = self.sequences.offsets, len(self.sequences.items)
@@ -312,12 +330,12 @@ def check_place(
     Raises:
         ArtefactError: the place is taken.
     """
-    path = Path(path)
+    target = Path(os.path.abspath(path))
     if not replace:
         refuse_existing(path, advice)
-    elif path.exists() and Path.cwd().is_relative_to(path.resolve()):
+    elif target.exists() and Path.cwd().is_relative_to(target.resolve()):
         raise ArtefactError(f"{path} is the folder that this runs in, so it is not replaced; run it from elsewhere.")
-    elif path.exists() and not _may_go(path):
+    elif target.exists() and not _may_go(target):
         raise ArtefactError(
             f"{path} is neither an empty folder nor a prepared data folder, so it is not replaced; "
             "choose another folder or remove it first."
@@ -329,6 +347,6 @@ def _may_go(path: Path) -> bool:
         return True
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT

@@ -146,7 +146,7 @@ def download(
         if zipfile.is_zipfile(target):
             _unpack(target, folder, max_bytes)
             target.unlink()
-        (folder / "SOURCE").write_text(_note(given, address, found, bool(expected), source))
+        (folder / "SOURCE").write_text(_note(given, address, found, bool(expected), source), encoding="utf-8")
     return Path(out)
 
 

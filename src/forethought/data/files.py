@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 from forethought.data.formats import Table
 from forethought.data.workspace import Workspace
@@ -18,6 +18,16 @@ from forethought.errors import DataError
 
 _DELIMITERS = ("\t", ",", ";", "|")
 GZIP = b"\x1f\x8b"
+
+
+@contextmanager
+def long_fields() -> Iterator[None]:
+    """Inside, the fields that :mod:`csv` reads may be as long as they like, as DuckDB's may."""
+    before = csv.field_size_limit(2**31 - 1)  # a C long is no longer than this on Windows
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 @contextmanager
@@ -106,7 +116,8 @@ def header(path: Path, table: Table) -> tuple[list[str], str]:
     if len(delimiter) > 1 or not table.quoted:
         names = first.split(delimiter)
     else:
-        names = next(csv.reader([first], delimiter=delimiter), [])
+        with long_fields():
+            names = next(csv.reader([first], delimiter=delimiter), [])
     names = [name.split(":")[0] for name in names] if table.typed_header else names
     refuse_twice(path, names)
     return names, delimiter
@@ -149,6 +160,19 @@ def _refuse_numbers(source: object, names: list[str]) -> None:
 def is_python_literal(line: str) -> bool:
     """Whether a line is a Python dict, as the older Amazon and Steam files have, and not JSON."""
     return line.lstrip().startswith(("{'", "{u'", '{u"'))
+
+
+def joined(text: str, errors: Literal["strict", "replace"] = "strict") -> str:
+    """The text with each two halves of a character (surrogates, as JSON and Python 2 escape it) made one.
+
+    Args:
+        text: read from a file.
+        errors: what a half alone does: raise, or become U+FFFD.
+
+    Raises:
+        UnicodeDecodeError: a half stands alone, so that this is no text.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", errors)
 
 
 def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:

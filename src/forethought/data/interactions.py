@@ -11,7 +11,7 @@ from typing import Any, Literal
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from forethought.data.arguments import check_choice, check_whole
+from forethought.data.arguments import check_choice, check_text, check_whole
 from forethought.data.assembly import assemble
 from forethought.data.bundled import bundled_path
 from forethought.data.cleaning import Duplicates, Rules, clean, order_of
@@ -28,7 +28,13 @@ from forethought.errors import DataError
 
 Engine = Literal["duckdb", "spark"]
 Progress = Callable[[str], None]
-_DEFAULTS = {"user": "user", "item": "item", "time": "timestamp"}
+
+
+class Usual(str):
+    """A column's name by default, which a named format overrules; the same name given by the user it does not."""
+
+
+USER, ITEM, TIME = Usual("user"), Usual("item"), Usual("timestamp")
 
 
 class Interactions:
@@ -63,9 +69,9 @@ class Interactions:
         cls,
         path: str | os.PathLike[str],
         format: str = "auto",
-        user_column: str = "user",
-        item_column: str = "item",
-        time_column: str | None = "timestamp",
+        user_column: str = USER,
+        item_column: str = ITEM,
+        time_column: str | None = TIME,
         rating_column: str | None = None,
         action_column: str | None = None,
         session_column: str | None = None,
@@ -81,10 +87,11 @@ class Interactions:
         Args:
             path: a file, a folder that holds a known data set, or ``bundled:NAME``.
             format: one of :data:`forethought.data.formats.FORMATS`, or ``"auto"``.
-            user_column, item_column, time_column: names in the file; a named format knows its own. ``time_column``
-                None or ``"none"`` keeps the order of the file.
+            user_column, item_column, time_column: names in the file; by default a named format's own, or else ``user``,
+                ``item`` and ``timestamp``. ``time_column`` None or ``"none"`` keeps the order of the file.
             rating_column, action_column: read too where given. A named format knows its rating.
-            session_column: each session becomes a sequence of its own, called ``user/session``.
+            session_column: each session becomes a sequence of its own, called ``user/session``, where a ``/`` of the
+                user's is written ``%2F`` and a ``%`` is written ``%25``.
             on_error: ``"fail"`` at the first bad row, or ``"drop"`` and count.
             engine: what cleans and sorts: DuckDB in this process, or Spark.
             ids: ``"text"`` takes ids as text even where they look like numbers.
@@ -100,25 +107,29 @@ class Interactions:
         check_choice("ids", ids, Ids)
         source = _item_source(items, items_id)
         given = str(path)
+        check_text("path", given)
         if given.startswith("bundled:"):
             folder = bundled_path(given.removeprefix("bundled:"))
-            path, rating_column = folder / "interactions.parquet", "rating"
+            path, rating_column = folder / "interactions.parquet", rating_column or "rating"
             source = source or _item_source(folder / "movies.parquet", None)
         form, files = locate(Path(path), format)
-        columns = dict(form.columns)
-        asked = {"user": user_column, "item": item_column, "time": time_column}
-        columns.update(
-            {role: name for role, name in asked.items() if name and (not form.columns or name != _DEFAULTS[role])}
-        )
-        for role, name in (("rating", rating_column), ("action", action_column), ("session", session_column)):
-            if name:
-                columns[role] = name
-        if time_column in (None, "none"):
+        asked = {
+            "user": user_column, "item": item_column, "time": None if time_column == "none" else time_column,
+            "rating": rating_column, "action": action_column, "session": session_column,
+        }  # fmt: skip
+        usual = {role: name for role, name in asked.items() if isinstance(name, Usual)}
+        named = {role: name for role, name in asked.items() if name is not None and role not in usual}
+        if named and form.table.layout in ("user-item", "user-sequence", "preferdiff"):
+            role, column = next(iter(named.items()))
+            raise DataError(f"{given}: the lines of {form.name} have no column {column!r}; leave --{role}-column out.")
+        columns = {**(form.columns or usual), **named}
+        if asked["time"] is None:
             columns.pop("time", None)
-        _refuse_shared(given, columns)
+        _check_columns(given, columns)
         if form.table.layout == "csv" and form.columns:
             present, _ = header(files[0], form.table)
-            columns = {role: name for role, name in columns.items() if name in present or role not in form.optional}
+            optional = set(form.optional) - named.keys()  # what the user names has to be there
+            columns = {role: name for role, name in columns.items() if name in present or role not in optional}
         workspace = Workspace(threads=threads)
         with explained(workspace, files[0], form.table):
             staged = stage(workspace, files, form.table, columns, drop=on_error == "drop")
@@ -166,10 +177,10 @@ class Interactions:
             "user": user_column, "item": item_column, "time": None if time_column == "none" else time_column,
             "rating": rating_column, "action": action_column, "session": session_column, "row": row_column,
         }  # fmt: skip
-        columns = {role: column for role, column in asked.items() if column}
+        columns = {role: column for role, column in asked.items() if column is not None}
         check_choice("on_error", on_error, OnError)
         check_choice("ids", ids, Ids)
-        _refuse_shared(name, columns)
+        _check_columns(name, columns)
         described = _item_source(items, items_id)
         workspace = Workspace(threads=threads)
         if isinstance(table, ir.Table):
@@ -235,6 +246,7 @@ class Interactions:
         say = progress or (lambda stage: None)
         if split is not None and split not in SPLITS:
             raise DataError(f"There is no split {split!r}; choose {', '.join(SPLITS)}.")
+        check_text("name", name or self.name)
         check_whole("seed", seed)
         if valid_users is not None:
             check_whole("valid_users", valid_users)
@@ -293,13 +305,20 @@ def cached(step: ir.Table) -> ir.Table:
 
 def _item_source(items: Any, items_id: str | None) -> ItemSource | None:
     if items is None:
+        if items_id is not None:
+            raise DataError(f"{items_id!r} is named for the items' ids, but no item table; give it with --items.")
         return None
     source = Path(items) if isinstance(items, (str, os.PathLike)) else _arrow(items, "the item table")
-    return ItemSource(source, None, {"id": items_id} if items_id else None)
+    if isinstance(source, Path):
+        check_text("items", str(source))
+    return ItemSource(source, None, None if items_id is None else {"id": items_id})
 
 
-def _refuse_shared(name: str, columns: Mapping[str, str]) -> None:
-    """Refuse one column for two of the roles that say who did what when."""
+def _check_columns(name: str, columns: Mapping[str, str]) -> None:
+    """Refuse a log without users or items, and one column for two of the roles that say who did what when."""
+    for role in ("user", "item"):
+        if role not in columns:
+            raise DataError(f"{name}: {role}_column is None; name the column of the {role}s.")
     used: dict[str, str] = {}
     for role in ("user", "item", "time", "session"):
         if role in columns and used.setdefault(columns[role], role) != role:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forethought.data.detection import guess_table
-from forethought.data.files import header, is_python_literal, numbered_lines, refuse_twice
+from forethought.data.files import header, is_python_literal, joined, long_fields, numbered_lines, refuse_twice
 from forethought.data.formats import Table
 from forethought.errors import DataError
 
@@ -73,10 +73,9 @@ def describe(ids: pa.Array, source: ItemSource | None) -> tuple[pa.Table, dict[s
     named = "id" in (source.columns or {})
     rivals: dict[str, set[int]] = {} if named else {name: set() for name in names if name != roles["id"]}
     for record in records:
-        for name, met in rivals.items():
-            value = record.get(name)
-            if isinstance(value, (str, int)) and str(value) in rows:
-                met.add(rows[str(value)])
+        for name, value in record.items():
+            if name in rivals and isinstance(value, (str, int)) and str(value) in rows:
+                rivals[name].add(rows[str(value)])
         row = rows.get(str(record.get(roles["id"])))
         if row is None or row in seen:  # the first description of an item counts
             continue
@@ -122,15 +121,8 @@ def _records(source: ItemSource) -> tuple[list[str], Iterable[Mapping[str, Any]]
         refuse_twice(path, names)
         return names, _delimited(path, table, names, delimiter)
     if table.layout == "jsonl":
-        records = _objects(path)
-        first = next(records, {})
-        return list(first), _after(first, records)
+        return list(dict.fromkeys(key for record in _objects(path) for key in record)), _objects(path)
     raise DataError(f"{path} is no item table; give CSV, TSV, Parquet or JSON lines.")
-
-
-def _after(first: Mapping[str, Any], rest: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    yield first
-    yield from rest
 
 
 def _delimited(path: Path, table: Table, names: list[str], delimiter: str) -> Iterator[Mapping[str, Any]]:
@@ -146,10 +138,11 @@ def _delimited(path: Path, table: Table, names: list[str], delimiter: str) -> It
     else:
         rows = (line.rstrip("\r\n").split(delimiter) for line in lines())
     try:
-        for place, row in enumerate(rows):
-            begun.clear()
-            if place or table.names is not None:
-                yield dict(zip(names, row, strict=False))
+        with long_fields():
+            for place, row in enumerate(rows):
+                begun.clear()
+                if place or table.names is not None:
+                    yield dict(zip(names, row, strict=False))
     except csv.Error as error:
         raise DataError(
             f"{path}, line {begun[0]} cannot be read ({error}); close the quotes that are open, "
@@ -177,7 +170,7 @@ def _roles(source: ItemSource, names: list[str]) -> dict[str, str]:
             roles.update({role: known[0]} if known else {})
     if "id" not in roles:
         wanted = (source.columns or {}).get("id", "item")
-        found = ", ".join(names[:20])
+        found = ", ".join(map(str, names[:20]))
         raise DataError(f"{source.name} has no column {wanted!r} for the item id; its columns are {found}.")
     return roles
 
@@ -185,7 +178,7 @@ def _roles(source: ItemSource, names: list[str]) -> dict[str, str]:
 def _text(value: Any) -> str | None:
     if isinstance(value, (list, tuple)):
         value = " ".join(str(part) for part in value)
-    return str(value).strip() or None if value is not None else None
+    return joined(str(value), "replace").strip() or None if value is not None else None
 
 
 def _categories(value: Any, spaced: bool = False) -> list[str]:
@@ -197,5 +190,5 @@ def _categories(value: Any, spaced: bool = False) -> list[str]:
         value = [] if value == "(no genres listed)" else value.split(delimiter)
     flat: list[str] = []
     for part in value if isinstance(value, (list, tuple)) else [value]:
-        flat.extend(_categories(part) if isinstance(part, (list, tuple)) else [str(part).strip()])
+        flat.extend(_categories(part) if isinstance(part, (list, tuple)) else [joined(str(part), "replace").strip()])
     return [name for name in dict.fromkeys(flat) if name]

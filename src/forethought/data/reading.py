@@ -22,6 +22,8 @@ from forethought.data.files import (
     head_lines,
     header,
     is_python_literal,
+    joined,
+    long_fields,
     numbered_lines,
     opened,
     plain,
@@ -35,6 +37,7 @@ from forethought.errors import DataError
 
 ROWS_AT_ONCE = 200_000
 _PAIRS = Table("csv", " ", ("user", "item"), quoted=False)
+_PLAIN = "hive_partitioning = false"  # or a folder called item=7 would be a column
 _FIELD = re.compile(r"[^ \t\r\n\v\f]+")  # an id may hold other white space, such as a no-break space
 
 
@@ -130,6 +133,11 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+def _file(path: Path) -> str:
+    """A path as SQL writes it where it might be a pattern of many."""
+    return _text(re.sub(r"[*?[]", r"[\g<0>]", str(path)))
+
+
 def _view(workspace: Workspace, columns: Mapping[str, str], scan: str) -> ir.Table:
     """A scan, with its columns named by role. Reading a file twice costs less than keeping it as text."""
     workspace.sql(f"CREATE OR REPLACE VIEW raw AS SELECT {_select(columns)} FROM {scan}")
@@ -146,9 +154,9 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
     quote = '"' if table.quoted else ""
     rejects = ", ignore_errors = true, store_rejects = true" if drop else ""
     scan = (
-        f"read_csv({_text(str(file))}, auto_detect = false, columns = {{{types}}}, header = {table.names is None}, "
-        f"delim = {_text(delimiter)}, quote = {_text(quote)}, escape = {_text(quote)}, "
-        f"encoding = {_text(table.encoding)}{rejects})"
+        f"read_csv({_file(file)}, {_PLAIN}, auto_detect = false, columns = {{{types}}}, "
+        f"header = {table.names is None}, delim = {_text(delimiter)}, quote = {_text(quote)}, "
+        f"escape = {_text(quote)}, encoding = {_text(table.encoding)}{rejects})"
     )
 
     def rejected() -> dict[str, int]:
@@ -157,7 +165,7 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
     def line(row: int) -> int:
         if not table.quoted:  # a record is a line
             return next(itertools.islice(filled_lines(file), row + (table.names is None), None))
-        with file.open(encoding=table.encoding, errors="replace", newline="") as text:
+        with file.open(encoding=table.encoding, errors="replace", newline="") as text, long_fields():
             records = csv.reader(text, delimiter=delimiter)
             filled = (record for record in records if record)
             next(itertools.islice(filled, row + (table.names is None), None), None)
@@ -189,7 +197,8 @@ def _rejected_lines(workspace: Workspace, path: Path, file: Path, table: Table, 
 
 def _ends_in_quotes(line: str, delimiter: str) -> bool:
     try:
-        next(csv.reader([line], delimiter=delimiter, strict=True), None)
+        with long_fields():
+            next(csv.reader([line], delimiter=delimiter, strict=True), None)
     except csv.Error as error:
         return "expected after" not in str(error)  # that would be text behind a quote that is closed
     return False
@@ -214,6 +223,7 @@ def refuse_malformed_json(path: Path) -> None:
         reason: Exception | None = None
         try:
             record = json.loads(line)
+            json.dumps(record, ensure_ascii=False).encode()  # half a character is none
         except (ValueError, RecursionError) as error:
             record, reason = None, error
         if not isinstance(record, dict):
@@ -237,13 +247,13 @@ def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], dr
     refuse_twice(path, keys)
     require(path, keys, columns)
     names = list(dict.fromkeys(columns.values()))
-    objects = f"read_json_objects({_text(str(file))}, format = 'newline_delimited', ignore_errors = true)"
+    objects = f"read_json_objects({_file(file)}, {_PLAIN}, format = 'newline_delimited', ignore_errors = true)"
     if drop:  # read_json would give rows of nulls for what is no object
         kinds = _text(json.dumps(dict.fromkeys(names, "VARCHAR"), ensure_ascii=False))
         scan = f"(SELECT unnest(json_transform(json, {kinds})) FROM {objects} WHERE json_type(json) = 'OBJECT')"
     else:
         types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)
-        scan = f"read_json({_text(str(file))}, format = 'newline_delimited', columns = {{{types}}})"
+        scan = f"read_json({_file(file)}, {_PLAIN}, format = 'newline_delimited', columns = {{{types}}})"
 
     def rejected() -> dict[str, int]:
         query = f"SELECT count(*) FROM {objects} WHERE json IS NULL OR json_type(json) <> 'OBJECT'"
@@ -268,9 +278,9 @@ def _stage_parquet(workspace: Workspace, paths: list[Path], columns: Mapping[str
             alike = [other for other in names if other.lower() == name.lower()]
             if len(alike) > 1:  # DuckDB would take the first
                 raise DataError(f"{path} has columns that differ in case alone ({', '.join(alike)}); rename one.")
-    files = ", ".join(_text(str(path)) for path in paths)
+    files = ", ".join(_file(path) for path in paths)
     source = paths[0] if len(paths) == 1 else paths[0].parent
-    return Staged(_view(workspace, columns, f"read_parquet([{files}])"), str(source), columns)
+    return Staged(_view(workspace, columns, f"read_parquet([{files}], {_PLAIN})"), str(source), columns)
 
 
 def _stage_duckdb(workspace: Workspace, path: Path, columns: Mapping[str, str]) -> Staged:
@@ -292,10 +302,11 @@ def _stage_python(workspace: Workspace, path: Path, columns: Mapping[str, str], 
         for number, line in numbered_lines(path):
             try:
                 record = ast.literal_eval(line)
-                yield (*(None if record.get(name) is None else str(record[name]) for name in columns.values()), number)
+                values = [record.get(name) for name in columns.values()]
+                yield (*(None if value is None else joined(str(value)) for value in values), number)
             except (ValueError, SyntaxError, AttributeError, MemoryError, RecursionError) as error:
                 if not drop:
-                    raise DataError(f"{path}, line {number} is no Python dict: {line[:60]!r}.") from error
+                    raise DataError(f"{path}, line {number} is no Python dict of text: {line[:60]!r}.") from error
                 dropped["malformed line"] = dropped.get("malformed line", 0) + 1
 
     dropped: dict[str, int] = {}

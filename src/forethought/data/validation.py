@@ -81,8 +81,9 @@ def canonical(
             value, found = convert(table, role, profile) if convert else _identity(table, role, profile, ids)
             values[role] = value
             checks.extend(found)
-    if "session" in values:  # each session is a sequence of its own
-        values["user"] = values["user"].cast("string") + "/" + values.pop("session").cast("string")
+    if "session" in values:  # each session is a sequence of its own; user a/b's c is not user a's b/c
+        user = values["user"].cast("string").replace("%", "%25").replace("/", "%2F")
+        values["user"] = user + "/" + values.pop("session").cast("string")
     if checks:  # the number of the first check that a row fails
         values["failed"] = ibis.cases(*((check.bad, number) for number, check in enumerate(checks)))
     typed = store(table.select(**values))

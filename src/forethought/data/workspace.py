@@ -14,7 +14,7 @@ import duckdb
 import ibis
 import ibis.expr.types as ir
 
-from forethought.data.arguments import check_whole
+from forethought.data.arguments import MOST_THREADS, check_whole
 from forethought.errors import ArtefactError
 
 MEMORY = 512  # MB
@@ -35,7 +35,7 @@ class Workspace:
 
     def __init__(self, memory: int | None = None, threads: int | None = None) -> None:
         if threads is not None:
-            check_whole("threads", threads, least=1)
+            check_whole("threads", threads, least=1, most=MOST_THREADS)
         scratch = tempfile.TemporaryDirectory(prefix="forethought-", ignore_cleanup_errors=True)
         self.folder = Path(scratch.name)
         threads = threads or min(os.cpu_count() or 1, 8)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -131,7 +132,8 @@ def draw_user(
     from forethought.evaluation.report import write_growing  # matplotlib
 
     if path is None:
-        path = run.path / "growing" / f"user-{re.sub(r'[^A-Za-z0-9._-]+', '_', str(user))}"
+        name = re.sub(r"[^\w.-]", lambda found: quote(found[0], safe=""), str(user))  # another for every user
+        path = run.path / "growing" / f"user-{name}"
     titles = [run.catalog.title(item) for item in range(1, len(run.catalog) + 1)]
     return write_growing(
         path,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.atomic import atomic_folder
+from forethought.data.arguments import check_whole
 from forethought.data.batches import target_batches
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation.evaluator import evaluate
@@ -28,6 +29,7 @@ from forethought.instruments.steering import Steering
 from forethought.nn.encoder import CausalEncoder
 from forethought.recommenders.run import Run
 
+LEAST = 50  # cases of a split that a probe is fitted or tested on
 METRICS = ("ndcg@10", "hr@10", "novelty@10", "popular@10", "coverage@10")
 
 
@@ -56,13 +58,16 @@ def settling(
         k: best items compared.
         share: the answer is said to change where less than this share of the final top k is there already.
         steps: of ``model.think``.
-        users: most of each split that are read.
+        users: most of each split that are read, at least 50.
         seed: of the choice of users, and of chains.
 
     Raises:
         ArtefactError: the model takes one step only.
-        DataError: too few users.
+        DataError: too few users, or a number is none that fits.
     """
+    check_whole("users", users, least=LEAST)
+    if steps is not None:
+        check_whole("steps", steps)
     read = {split: _think(run, split, steps, k, users, seed) for split in ("valid", "test")}
     taken = read["test"].states.shape[1]
     if taken < 2:
@@ -98,8 +103,8 @@ class _Read:
 
 def _think(run: Run, split: Any, steps: int | None, k: int, users: int, seed: int) -> _Read:
     targets, model = run.dataset.targets(split), run.model
-    if len(targets) < 50:
-        raise DataError(f"{run.path} has {len(targets)} {split} cases; a probe takes at least 50.")
+    if len(targets) < LEAST:
+        raise DataError(f"{run.path} has {len(targets)} {split} cases; a probe takes at least {LEAST}.")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(targets))[:users])
     counts = run.dataset.item_counts()
     options: dict[str, Any] = {}
@@ -158,7 +163,9 @@ def steer_popularity(
 
     Raises:
         ArtefactError: the model has no final norm, or no inner product.
+        DataError: ``random`` is no number of directions.
     """
+    check_whole("random", random)
     stack, direction = Stack.of(run.model), popularity_direction(run)
     encoder = getattr(run.model, "encoder", None)
     if isinstance(encoder, CausalEncoder):  # a recurrence has norms between its blocks, too

@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor
 
 from forethought.atomic import atomic_folder
-from forethought.data.arguments import check_whole
+from forethought.data.arguments import MOST_THREADS, check_whole
 from forethought.data.catalog import Catalog
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError, RecipeError
@@ -273,6 +273,7 @@ def train(
     data = dataclasses.replace(recipe.data, path=str(Path(recipe.data.path).resolve()))
     recipe = dataclasses.replace(recipe, data=data)
     if threads is not None:
+        check_whole("threads", threads, least=1, most=MOST_THREADS)
         torch.set_num_threads(threads)
     record = new_record(recipe, dataset.fingerprint, dataset.protocol, find_device(device))
     folder = run_folder(recipe, out, resume)

@@ -17,6 +17,7 @@ from forethought.errors import ArtefactError, DataError
 from forethought.evaluation.evaluator import evaluate
 from forethought.nn.halting import Moment, Rule, divergence
 from forethought.recommenders.base import best_items, newest
+from forethought.recommenders.counting import CountingRecommender
 from forethought.recommenders.latent.model import LatentReasoner
 from forethought.recommenders.run import Run
 
@@ -210,7 +211,7 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
         exclude_seen: leave out items of the history.
 
     Raises:
-        ArtefactError: the model was trained with 0 steps and is asked for some.
+        ArtefactError: steps are asked of a model that takes one, or of one that was trained with 0.
         DataError: the history is empty, or a number is none that fits.
     """
     if not len(history):
@@ -218,6 +219,8 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
     check_whole("k", k, least=1)
     if steps is not None:
         check_whole("steps", steps)
+        if isinstance(run.model, CountingRecommender):
+            raise ArtefactError(f"{run.path} holds a {run.kind}, whose steps cannot be chosen; leave them out.")
         if steps and isinstance(run.model, LatentReasoner):
             refuse_untrained(run)
     rows = history[None].to(run.model.device)

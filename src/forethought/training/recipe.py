@@ -238,6 +238,8 @@ class _Reader:
             if value is None and type(None) not in get_args(hint):
                 raise ValueError("empty")
             typed = parser.parse_object({"value": value}).value
+            if isinstance(typed, str):
+                typed.encode()  # half a character cannot be written
         except (ArgumentError, TypeError, ValueError) as error:
             raise RecipeError(f"{source}: {key} is {value!r}; it has to be {_readable(hint)}.") from error
         if typed != typed:  # NaN
