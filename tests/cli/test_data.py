@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -161,6 +162,23 @@ def test_download(tmp_path: Path, capsys: Printed) -> None:
     printed = capsys.readouterr().out
     assert f"next: forethought data prepare {tmp_path / 'got'} --out DIR" in printed
     assert (tmp_path / "got" / "log.csv").read_bytes() == log.read_bytes()
+
+
+def test_a_file_of_items_is_told_to_stand_beside_its_log(tmp_path: Path, capsys: Printed) -> None:
+    shelf, got = tmp_path / "shelf", tmp_path / "got"
+    shelf.mkdir()
+    with gzip.open(shelf / "steam_games.json.gz", "wt") as file:
+        file.write('{"id": "10", "title": "Chess", "genres": ["Strategy"]}\n')
+    words = ["data", "download", "steam-items", "--path", str(shelf), "--out", str(got), "--quiet"]
+    assert main([*words, "--accept-unverified"]) == 0
+    items = got / "steam_games.json.gz"
+    assert f"next: forethought data prepare LOG --format steam --items {items} --out DIR" in capsys.readouterr().out
+    log = tmp_path / "log.jsonl"
+    events = [{"username": "u", "product_id": "10", "date": f"2017-12-0{day}"} for day in range(1, 5)]
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
+    prepared = ["data", "prepare", str(log), "--format", "steam", "--items", str(items)]
+    assert main([*prepared, "--out", str(tmp_path / "data")]) == 0
+    assert Dataset.open(tmp_path / "data").catalog.title(1) == "Chess"
 
 
 def test_a_file_that_was_downloaded_already(tmp_path: Path, capsys: Printed) -> None:

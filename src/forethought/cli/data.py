@@ -278,4 +278,8 @@ def download(args: argparse.Namespace) -> None:
     source = SOURCES.get(args.name)
     print((folder / "SOURCE").read_text(encoding="utf-8"), end="")
     reader = f" --format {source.reader}" if source else ""
-    print(f"next: forethought data prepare {folder}{reader} --out DIR")
+    log = str(folder)
+    if source is not None and source.items:
+        files = [file.name for file in folder.iterdir() if file.name != "SOURCE"]
+        log, reader = "LOG", f"{reader} --items {folder / (files[0] if len(files) == 1 else 'FILE')}"
+    print(f"next: forethought data prepare {log}{reader} --out DIR")

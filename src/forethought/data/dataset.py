@@ -27,7 +27,6 @@ FORMAT = "forethought.dataset"
 VERSION = 1
 COUNTS = ("users", "items", "events", "train_events", "valid", "test", "users_without_target")
 _BLOCK = 1 << 22
-SplitName = Literal["train", "valid", "test"]
 Ints = npt.NDArray[np.int64]
 
 

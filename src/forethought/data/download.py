@@ -34,6 +34,7 @@ class Source:
         reader: the format to prepare it with.
         terms: what its owners allow, in short.
         sha256: of the file, where it is known for certain; None means the user has to give it or to go without.
+        items: it describes the items of a log, and is none itself.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     reader: str
     terms: str
     sha256: str | None = None
+    items: bool = False
 
 
 _MOVIES = "https://files.grouplens.org/datasets/movielens"
@@ -75,9 +77,12 @@ SOURCES: dict[str, Source] = {
         Source(
             "amazon-2023-video-games-items", "titles and categories of Video Games",
             f"{_AMAZON_2023}/meta_categories/meta_Video_Games.jsonl.gz", "amazon-2023", _RESEARCH,
+            items=True,
         ),
         Source("steam", "reviews of games", f"{_STEAM}/steam_reviews.json.gz", "steam", _RESEARCH),
-        Source("steam-items", "titles and genres of games", f"{_STEAM}/steam_games.json.gz", "steam", _RESEARCH),
+        Source(
+            "steam-items", "titles and genres of games", f"{_STEAM}/steam_games.json.gz", "steam", _RESEARCH, items=True
+        ),
     )
 }  # fmt: skip
 

@@ -35,8 +35,7 @@ WHOLE, ADAPTIVE = "overclocking", "adaptive"
 KLS = (0.01, 0.03, 0.1, 0.3, 1.0)  # nats a token
 _ALPHAS = np.geomspace(1e-2, 1e5, 22)  # between which those divergences are looked for; KL goes as α², so few will do
 _ROWS = 256  # logits at once
-CLASSES = ("easy", "medium", "hard")
-_BASES = (5 / 3, 1.0, 1 / 3)  # of α for each class: the follow-up's 50, 30, 10
+_BASES = (5 / 3, 1.0, 1 / 3)  # of α for easy, medium and hard problems: the follow-up's 50, 30, 10
 _SPAN = 1 / 3  # its R = 10
 
 
