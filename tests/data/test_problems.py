@@ -287,5 +287,5 @@ def test_there_is_no_such_file(tmp_path: Path) -> None:
 def test_a_level_that_is_no_whole_number_is_refused(tmp_path: Path, level: object) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"question": "q", "answer": "1", "level": level}), encoding="utf-8")
-    with pytest.raises(DataError, match="line 1: level is .* whole number"):
+    with pytest.raises(DataError, match=r"line 1: level is .* whole number"):
         read_problems(path)

@@ -196,8 +196,8 @@ def _level(given: object, place: str) -> int:
         number = float(found[1]) if found else 0.0
     if not 0 <= number < 1e9 or number != int(number):
         raise DataError(
-            f"{place}: level is {text[:40]}; it has to be a whole number, 0 or more, or to end in one; leave out levels "
-            "that are not known."
+            f"{place}: level is {text[:40]}; it has to be a whole number, 0 or more, or to end in one; leave "
+            "out levels that are not known."
         )
     return int(number)
 
