@@ -281,3 +281,11 @@ def test_there_is_no_such_file(tmp_path: Path) -> None:
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read"):
         read_problems(tmp_path / "bytes.jsonl")
+
+
+@pytest.mark.parametrize("level", [-1, 3.5, "3.25", "-1", 10**30, float("nan")])
+def test_a_level_that_is_no_whole_number_is_refused(tmp_path: Path, level: object) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "1", "level": level}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1: level is .* whole number"):
+        read_problems(path)

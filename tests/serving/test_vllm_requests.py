@@ -95,6 +95,8 @@ def test_strengths_are_one_number_or_one_a_block() -> None:
         (True, "strength is True"),
         (float("nan"), "strength is nan"),
         ([1, "a"], "strength is 'a'"),
+        (1e39, "strength is 1e"),
+        (10**400, "strength is too large"),
     ):
         with pytest.raises(RecipeError, match=message):
             asked(steer="rows", strength=strength)

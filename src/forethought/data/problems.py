@@ -180,10 +180,26 @@ def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
         if str(question) in asked:  # it could be fitted on and tested on
             raise DataError(f"{path}, line {number} asks what line {asked[str(question)]} does; leave one of them out.")
         asked[str(question)] = number
-        level = _LEVEL.search(str(row.get("level", "")).strip())
+        level = _level(row.get("level"), f"{path}, line {number}")
         family = str(row.get("family", row.get("subject", path.stem)))
-        problems.append(Problem(family, int(level[1]) if level else 0, str(question), (), str(row["answer"])))
+        problems.append(Problem(family, level, str(question), (), str(row["answer"])))
     return problems
+
+
+def _level(given: object, place: str) -> int:
+    """A whole number, or the one that a text ends in; 0 where there is none."""
+    text = "" if given is None else str(given).strip()
+    try:
+        number = float(text)
+    except ValueError:
+        found = _LEVEL.search(text)
+        number = float(found[1]) if found else 0.0
+    if not 0 <= number < 1e9 or number != int(number):
+        raise DataError(
+            f"{place}: level is {text[:40]}; it has to be a whole number, 0 or more, or to end in one; leave "
+            "out levels that are not known."
+        )
+    return int(number)
 
 
 _Drawn = tuple[str, tuple[str, ...], str]

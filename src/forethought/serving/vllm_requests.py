@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +46,7 @@ Array = npt.NDArray[np.float32]
 KEY = "forethought"  # where the checked order travels in extra_args
 
 PHASES = ("all", "generated", "think")
+_LARGEST = float(np.finfo(np.float32).max)
 
 # the variables of the paper's code
 ORIGINAL_FILE, ORIGINAL_STRENGTHS = "steering_vector_path", "steering_strength_list"
@@ -350,8 +350,10 @@ def _strength(value: Any, layers: int) -> tuple[float, ...]:
 
 
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RecipeError(f"{key} is {value!r}, which is no finite number; write it as a number, such as -0.2.")
+    # beyond a float32 it would be infinite where it is used, and infinity times zero is NaN
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        shown = "too large" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+        raise RecipeError(f"{key} is {shown}, which is no finite number; write it as a number, such as -0.2.")
     return float(value)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from forethought.data.problems import Problem
 from forethought.errors import ArtefactError, DataError
+from forethought.instruments.phases import Delimiters
 from forethought.reasoners.progress.generation import Generations
 from forethought.reasoners.progress.preparation import PARTS, Prepared, Thoughts, split
 from forethought.reasoners.reasoner import Reasoner
@@ -51,6 +54,23 @@ def test_unfinished_thoughts_are_counted_and_told(generated: Path, prepared: Pre
     assert 0 < cut == prepared.left_out["unfinished"] == len(rollouts) - len(Thoughts(prepared.states()))
     assert prepared.left_out["share"] == pytest.approx(cut / len(rollouts))
     assert f"Left out: {cut} thoughts" in prepared.told()[1]
+
+
+def test_another_mark_than_when_they_were_generated_ends_the_thoughts(
+    reasoner: Reasoner, generated: Path, tmp_path: Path
+) -> None:
+    rollouts = [rollout for _, rollout in Generations.open(generated)]
+    marks = {reasoner.delimiters.close[0], *reasoner.stops}
+    tokens = Counter(token for rollout in rollouts for token in set(rollout.ids) if token not in marks)
+    mark = tokens.most_common(1)[0][0]
+    other = replace(reasoner, delimiters=Delimiters(reasoner.delimiters.open, (mark,)))
+    found = Prepared.make(Generations.open(generated), other, tmp_path, train_split_ratio=0.5)
+    wanted = [rollout.ids.index(mark) + 1 for rollout in rollouts if mark in rollout.ids]
+    thoughts = Thoughts(found.states())
+    assert thoughts.lengths.tolist() == wanted
+    assert all(found.states().produced[thoughts._bounds[1:] - 1] == mark)
+    assert found.left_out["unfinished"] == len(rollouts) - len(wanted) > 0
+    assert Prepared.open(tmp_path).settings["delimiters"]["close"] == [mark]
 
 
 def test_a_problem_is_in_one_part_and_every_part_is_known_again(prepared: Prepared, generated: Path) -> None:

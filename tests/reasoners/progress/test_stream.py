@@ -115,6 +115,12 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(server: ProgressServer
     assert json.loads(text)["error"].endswith(".")
 
 
+def test_an_address_that_is_none_is_refused(server: ProgressServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=30) as client:
+        client.sendall(b"GET http://[/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert b" 400 " in client.recv(100)
+
+
 def test_bodies_other_methods_and_other_names_are_refused(server: ProgressServer) -> None:
     assert ask(server, "/events?question=a", body=b"x" * 10)[0].status == 413
     assert ask(server, "/", "POST", b"x")[0].status == 501

@@ -126,7 +126,7 @@ class Prepared:
 
         Args:
             generations: rollouts of problems.
-            reasoner: that made them.
+            reasoner: that made them; its delimiters tell what is a thought.
             out: folder for the states and what is known of them.
             train_split_ratio: share of the problems that are trained on, by default 0.8; a quarter of those calibrate
                 and choose. A ``forethought strength collect`` keeps the parts that it has: nothing is learned from what
@@ -152,10 +152,11 @@ class Prepared:
             )
         finished, lengths, cut = [], [], []
         for number, rollout in generations:
-            if rollout.ended:
-                end = rollout.thinking_tokens + len(reasoner.delimiters.close)
+            thinking, ended = reasoner.thought(rollout.ids)  # its mark may be another than when they were generated
+            if ended:
+                end = thinking + len(reasoner.delimiters.close)
                 finished.append(Transcript(rollout.prompt, rollout.ids[:end], number, rollout.sample))
-                lengths.append(rollout.thinking_tokens)
+                lengths.append(thinking)
             else:
                 cut.append(number)
         if not finished:
@@ -178,10 +179,11 @@ class Prepared:
             "by-family": _shares([problems[n].family for n in cut], [p.family for p, _ in _owners(generations)]),
             "by-level": _shares([str(problems[n].level) for n in cut], [str(p.level) for p, _ in _owners(generations)]),
         }
-        keys = ("model", "fingerprint", "instruction", "delimiters", "sampling", "template")
+        keys = ("model", "fingerprint", "instruction", "sampling", "template")
         found = cls(
             out / STATES, problems, parts,
-            {key: generations.settings[key] for key in keys if key in generations.settings},
+            {key: generations.settings[key] for key in keys if key in generations.settings}
+            | {"delimiters": {end: list(mark) for end, mark in asdict(reasoner.delimiters).items()}},
             left_out,
             {"command": command, "rollouts": generations.digests, "ratio": ratio, "seed": seed},
         )  # fmt: skip

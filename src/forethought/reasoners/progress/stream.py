@@ -99,7 +99,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(414, f"The address is longer than {LONGEST_TARGET} bytes.")
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             return self._refuse(413, "A GET request has no body here.")
-        target = urlsplit(self.path)
+        try:
+            target = urlsplit(self.path)
+        except ValueError:
+            return self._refuse(400, "The address is none.")
         if target.path == "/":
             return self._send(200, "text/html; charset=utf-8", self.server.page)
         if target.path != "/events":
