@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,7 +106,7 @@ def test_a_growing_preference_moves_by_its_probabilities(runs: dict[str, Run]) -
     torch.manual_seed(1)
     items = run.model.think(history[None, -run.model.config.max_length :]).answers[0].double()
     laws = torch.cat([items, 1 - items.sum(dim=1, keepdim=True)], dim=1).clamp(min=1e-300)  # last: the disliked item's
-    expected = [float((a * (a / b).log()).sum()) for a, b in zip(laws, laws[1:], strict=False)]
+    expected = [float((a * (a / b).log()).sum()) for a, b in pairwise(laws)]
     assert [step.moved for step in steps[1:]] == pytest.approx(expected)
     assert max(expected) > 0.1
 
