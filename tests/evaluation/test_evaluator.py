@@ -114,6 +114,39 @@ def test_a_subset_says_so():
     assert (part.cases, part.complete, part.intervals) == (50, False, {})
 
 
+def test_a_mask_chooses_its_cases():
+    model, dataset, chosen = sum_of_vectors(40), make_dataset(300, 40), np.arange(300) % 3 == 0
+    masked, told = (evaluate(model, dataset, rows=rows, bootstrap=0) for rows in (chosen, np.flatnonzero(chosen)))
+    assert masked.cases == 100
+    assert masked.metrics == told.metrics
+    assert np.array_equal(masked.owners, told.owners)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rows": [0, 300]}, "rows are numbers of cases from 0 to 299, or a mask of all 300"),
+        ({"rows": [-1]}, "rows are numbers of cases"),
+        ({"rows": [0.5]}, "rows are numbers of cases"),
+        ({"rows": np.ones(299, dtype=bool)}, "rows are numbers of cases"),
+        ({"rows": []}, "rows names no case"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"max_length": 13}, "max_length is 13; it has to be a whole number of 12 or less"),
+        ({"ks": []}, "ks is empty"),
+        ({"ks": [10, 0]}, "ks is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"bootstrap": -1}, "bootstrap is -1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+    ids=str,
+)
+def test_arguments_that_mean_nothing_are_refused(wrong, said):
+    model = sum_of_vectors(40)
+    model.config.max_length = 12
+    with pytest.raises(DataError, match=said):
+        evaluate(model, make_dataset(300, 40), **wrong)
+
+
 def test_a_split_without_cases_and_another_catalogue_are_refused():
     dataset = make_dataset(30, 20)
     with pytest.raises(DataError, match="20 items and the model 21"):

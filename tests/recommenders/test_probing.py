@@ -12,7 +12,9 @@ import torch
 
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError
+from forethought.recommenders.latent.config import ReaRecConfig
 from forethought.recommenders.latent.lares import LARES, LARESConfig
+from forethought.recommenders.latent.rearec import ReaRec
 from forethought.recommenders.popularity import Popularity, PopularityConfig
 from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.model import PreferGrow
@@ -124,6 +126,29 @@ def test_a_recurrence_is_steered_at_the_norm_its_answers_are_read_by(data: Datas
     assert hooked == {(False, False), (True, False)}
     with pytest.raises(ArtefactError, match="has no final norm to read or steer"):
         steer_popularity(lares(norm="post"), [1.0])
+
+
+@pytest.mark.parametrize("item_bias", [True, False])
+@pytest.mark.parametrize(
+    "keys", [{}, {"head": "mlp"}, {"parametrization": "marginal"}, {"parametrization": "marginal", "head": "none"}],
+    ids=str,
+)  # fmt: skip
+def test_only_what_is_multiplied_with_the_items_is_steered(data: Dataset, keys: Any, item_bias: bool) -> None:
+    """Between the norm and the items of a PreferGrow stands a layer, and a bias is no direction of the norm."""
+    torch.manual_seed(0)
+    config = PreferGrowConfig(num_items=data.num_items, max_length=8, hidden_size=8, item_bias=item_bias, **keys)
+    run = run_of(PreferGrow(config), data)
+    if keys.get("head") == "none":
+        assert len(steer_popularity(run, [0.5], random=0).rows) == 2
+        return
+    with pytest.raises(ArtefactError, match="reads its state through a head"):
+        steer_popularity(run, [0.5])
+
+
+def test_steps_of_a_model_that_has_none_are_refused(data: Dataset) -> None:
+    config = ReaRecConfig(num_items=data.num_items, max_length=8, hidden_size=8, steps=0)
+    with pytest.raises(ArtefactError, match="trained with 0 steps and can take none"):
+        settling(run_of(ReaRec(config), data), steps=2)
 
 
 def test_models_without_steps_or_vectors_are_refused(data: Dataset, tiny: Dataset) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     found = {}
     for kind, settings in (
         ("rearec", {"steps": 2}), ("lares", {"steps": 2}), ("sasrec", {}), ("plain", {"type": "rearec", "steps": 0}),
+        ("prefergrow", {"kernel": "hybrid", "growing_steps": 3}),
     ):  # fmt: skip
         recipe: dict[str, Any] = {
             "name": kind, "model": {"type": kind, "hidden_size": 8, **settings}, "data": {"path": data},
@@ -91,6 +96,32 @@ def test_the_last_answer_is_the_recommendation(runs: dict[str, Run], kind: str) 
         assert [item.title for item in run.recommend_user("u1", k=4, steps=1)] == steps[1].titles
         with thinking(reasoner(run), 5):
             assert len(run.model.think(torch.tensor([[1, 2]])).states[0]) == 6
+
+
+def test_a_growing_preference_moves_by_its_probabilities(runs: dict[str, Run]) -> None:
+    run = runs["prefergrow"]
+    history = run.history_of("u1")
+    torch.manual_seed(1)
+    steps = answers(run, history, exclude_seen=False)
+    torch.manual_seed(1)
+    items = run.model.think(history[None, -run.model.config.max_length :]).answers[0].double()
+    laws = torch.cat([items, 1 - items.sum(dim=1, keepdim=True)], dim=1).clamp(min=1e-300)  # last: the disliked item's
+    expected = [float((a * (a / b).log()).sum()) for a, b in pairwise(laws)]
+    assert [step.moved for step in steps[1:]] == pytest.approx(expected)
+    assert max(expected) > 0.1
+
+
+def test_items_that_a_grown_preference_rules_out_are_not_its_best(runs: dict[str, Run]) -> None:
+    model, history = runs["prefergrow"].model, torch.tensor([1, 2])
+    law = torch.zeros(1, 2, 30)
+    law[0, 0], law[0, 1, 7] = 1 / 40, 1.0  # of 30 items and the disliked one; then one item is left
+    thought = replace(model.think(history[None]), answers=law)
+    run = copy.copy(runs["prefergrow"])
+    run.model = SimpleNamespace(config=model.config, device=model.device, think=lambda *_: thought)
+    first, last = answers(run, history, k=3)
+    assert len(first.titles) == 3
+    assert last.scores == [1.0]
+    assert 100 < last.moved < float("inf")
 
 
 def test_from_the_command_line(runs: dict[str, Run], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forethought.atomic import atomic_file
+from forethought.data.arguments import check_whole
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation import metrics
@@ -147,7 +148,7 @@ def evaluate(
     max_length: int | None = None,
     batch_size: int = 1024,
     ks: Sequence[int] = (5, 10, 20),
-    rows: npt.NDArray[np.int64] | None = None,
+    rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | None = None,
     slices: bool = True,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -157,21 +158,20 @@ def evaluate(
     """Rank every target of a split among all items and say how well it went.
 
     Args:
-        max_length: newest items of a history the model reads; by default ``model.config.max_length``.
+        max_length: newest items of a history the model reads; by default, and at most, ``model.config.max_length``.
         ks: cut-offs.
-        rows: only these cases.
+        rows: only these cases: their numbers, or a mask, bool ``[cases]``.
         slices: also by history length and target popularity.
         bootstrap: resamples for the intervals; 0 for none.
         seed: of the resampling.
         progress: called with the number of cases ranked so far.
 
     Raises:
-        DataError: the split has no cases, or another catalogue than the model.
+        DataError: the split has no cases, or another catalogue than the model, or an argument does not fit.
         ScoringError: the model gave scores that cannot be ranked.
     """
     targets = dataset.targets(split)
-    cases = np.arange(len(targets)) if rows is None else np.asarray(rows, dtype=np.int64)
-    if not len(cases):
+    if not len(targets):
         where = dataset.path or "The data set"
         raise DataError(f"{where} has no {split} cases to evaluate; prepare it with longer histories or another split.")
     if dataset.num_items != model.config.num_items:
@@ -179,6 +179,16 @@ def evaluate(
             f"The data has {dataset.num_items} items and the model {model.config.num_items}; "
             "evaluate on the data it was trained on."
         )
+    if max_length is not None:
+        check_whole("max_length", max_length, least=1, most=model.config.max_length)
+    if not len(ks):
+        raise DataError("ks is empty; give at least one cut-off.")
+    for k in ks:
+        check_whole("ks", k, least=1)
+    check_whole("batch_size", batch_size, least=1)
+    check_whole("bootstrap", bootstrap)
+    check_whole("seed", seed)
+    cases = np.arange(len(targets)) if rows is None else _chosen(rows, len(targets))
     started = time.perf_counter()
     ranks = rank_targets(
         model, targets, max_length=max_length, batch_size=batch_size, rows=cases, top_k=max(ks), bfloat16=bfloat16,
@@ -221,6 +231,18 @@ def evaluate(
         ranks=ranks,
         owners=owners,
     )
+
+
+def _chosen(rows: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
+    """The numbers of the cases that ``rows`` names among ``count``."""
+    named = np.asarray(rows)
+    if not named.size:
+        raise DataError("rows names no case; leave it out for all.")
+    if named.dtype == bool and named.shape == (count,):
+        return _chosen(np.flatnonzero(named), count)
+    if named.ndim != 1 or named.dtype.kind not in "iu" or not (0 <= named.min() <= named.max() < count):
+        raise DataError(f"rows are numbers of cases from 0 to {count - 1}, or a mask of all {count}; give such.")
+    return named.astype(np.int64)
 
 
 def _summary(

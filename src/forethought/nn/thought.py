@@ -20,8 +20,8 @@ class Thought:
         kind: what a step is: one encoding pass (``encode``), a reasoning token appended to the sequence
             (``append``), a core block applied again (``recur``), a preference grown by one noise level (``grow``),
             or a generated text token (``token``).
-        answers: float ``[batch, steps, candidates]``, the scores the model would have answered with after each step;
-            None where they were not asked for.
+        answers: float ``[batch, steps, candidates]``, the scores the model would have answered with after each step,
+            probabilities where a preference is grown; None where they were not asked for.
     """
 
     states: Tensor

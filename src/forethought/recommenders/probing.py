@@ -27,7 +27,10 @@ from forethought.instruments.settling import kept
 from forethought.instruments.sites import Stack
 from forethought.instruments.steering import Steering
 from forethought.nn.encoder import CausalEncoder
+from forethought.recommenders.latent.model import LatentReasoner
+from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.recommenders.run import Run
+from forethought.recommenders.thinking import refuse_untrained
 
 LEAST = 50  # cases of a split that a probe is fitted or tested on
 METRICS = ("ndcg@10", "hr@10", "novelty@10", "popular@10", "coverage@10")
@@ -62,12 +65,14 @@ def settling(
         seed: of the choice of users, and of chains.
 
     Raises:
-        ArtefactError: the model takes one step only.
+        ArtefactError: the model takes one step only, or steps are asked of one that was trained with 0.
         DataError: too few users, or a number is none that fits.
     """
     check_whole("users", users, least=LEAST)
     if steps is not None:
         check_whole("steps", steps)
+        if steps and isinstance(run.model, LatentReasoner):
+            refuse_untrained(run)
     read = {split: _think(run, split, steps, k, users, seed) for split in ("valid", "test")}
     taken = read["test"].states.shape[1]
     if taken < 2:
@@ -143,6 +148,8 @@ def popularity_direction(run: Run) -> Tensor:
         raise ArtefactError(f"{run.path} holds a {run.kind}, which has no item vectors to find a direction in.")
     counts = run.dataset.item_counts()[1:]
     vectors = run.model.item_vectors().detach().float().cpu()
+    if isinstance(run.model, PreferGrow):
+        vectors = vectors[:, : run.model.config.hidden_size]  # without the bias, which no state can go along
     order = np.argsort(-counts, kind="stable")
     most = torch.from_numpy(order[: math.ceil(len(order) / 5)].copy())
     others = torch.from_numpy(order[math.ceil(len(order) / 5) :].copy())
@@ -162,10 +169,15 @@ def steer_popularity(
         split: which targets.
 
     Raises:
-        ArtefactError: the model has no final norm, or no inner product.
+        ArtefactError: the model has no final norm, no inner product, or layers between them.
         DataError: ``random`` is no number of directions.
     """
     check_whole("random", random)
+    if isinstance(run.model, PreferGrow) and run.model.config.head != "none":
+        raise ArtefactError(
+            f"{run.path} reads its state through a head, so its items' directions are none of its state; only a "
+            "prefergrow with model.head none is steered."
+        )
     stack, direction = Stack.of(run.model), popularity_direction(run)
     encoder = getattr(run.model, "encoder", None)
     if isinstance(encoder, CausalEncoder):  # a recurrence has norms between its blocks, too

@@ -16,6 +16,7 @@ from forethought.data.arguments import check_whole
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation.evaluator import evaluate
 from forethought.nn.halting import Moment, Rule, divergence
+from forethought.nn.thought import StepKind
 from forethought.recommenders.base import best_items, newest
 from forethought.recommenders.counting import CountingRecommender
 from forethought.recommenders.latent.model import LatentReasoner
@@ -191,7 +192,10 @@ def save(run: Run, split: Split, found: dict[str, list[dict[str, Any]]], command
 
 class Step(NamedTuple):
     """One step of a thought: how many were taken, its best ``titles`` and their ``scores``, and ``moved``, the
-    divergence KL(before ‖ now) of its answer from the last in nats; None after the reading."""
+    divergence KL(before ‖ now) of its answer from the last in nats; None after the reading.
+
+    A preference that grows answers with probabilities: they are its scores, items without any are left out, and what
+    they lack to 1, the disliked item's share, is part of the divergence."""
 
     step: int
     titles: list[str]
@@ -230,10 +234,18 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
     before: Tensor | None = None
     for step, scores in enumerate(thought.answers[0]):
         best = best_items(scores[None].clone(), rows, k, exclude_seen)
-        kept = best.scores[0] > float("-inf")
-        now = scores.double().log_softmax(dim=0)
+        kept = best.scores[0] > (0.0 if thought.kind == "grow" else float("-inf"))
+        now = _log_law(scores.double(), thought.kind)
         moved = None if before is None else float(divergence(before, now))
         titles = [run.catalog.title(item) for item in best.items[0][kept].tolist()]
         found.append(Step(step, titles, best.scores[0][kept].tolist(), moved))
         before = now
     return found
+
+
+def _log_law(scores: Tensor, kind: StepKind) -> Tensor:
+    """The log-probabilities that an answer, float64 ``[N]``, stands for; float64 ``[N]``, or ``[N + 1]`` if grown."""
+    if kind != "grow":
+        return scores.log_softmax(dim=0)
+    law = torch.cat([scores, (1 - scores.sum()).clamp(min=0)[None]])
+    return law.clamp(min=torch.finfo(law.dtype).tiny).log()  # a step may rule out what was likely: far, not infinite

@@ -202,6 +202,19 @@ def test_without_advantage_only_the_divergence_pulls(objective: Any, monkeypatch
         assert (largest > 1e-4) == (beta > 0)
 
 
+@pytest.mark.parametrize("objective", ["thought", "released"])
+@pytest.mark.parametrize("readout", ["last", "mean", "gate", "dual"])
+def test_the_reference_is_read_out_as_the_model_is(
+    readout: Any, objective: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lares = model(readout=readout, post_objective=objective, post_dropout=0.0).train()
+    lares.start_post_training()
+    apart: list[Tensor] = []
+    monkeypatch.setattr(post_training, "divergence", lambda one, two: apart.append(one - two) or divergence(one, two))
+    grads(lares)
+    assert max(float(each.detach().abs().max()) for each in apart) == pytest.approx(0, abs=1e-6)
+
+
 def test_the_thoughts_gradient_is_that_of_its_probability() -> None:
     """Σ z · f / σ and the log-density of the draws have one gradient, at every parameter of the core."""
     lares = model(steps=3).double()

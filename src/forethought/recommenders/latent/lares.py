@@ -76,6 +76,7 @@ class LARES(LatentReasoner):
     def start_post_training(self) -> None:
         """Keep a frozen copy to measure the distance from, and take the dropout of the second phase."""
         reference = copy.deepcopy(self).eval().requires_grad_(False)
+        reference.training = True  # of the readout alone: what is compared is read out alike
         if self.config.post_objective == "released":
             reference.encoder.draw = None  # an initial state of its own
         self._reference = [reference]
