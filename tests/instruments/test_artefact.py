@@ -234,6 +234,9 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         import_npy(file, MODEL, "x")
     with pytest.raises(ArtefactError, match="cannot be read"):
         import_npy(tmp_path / "missing.npy", MODEL, "x")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and nothing more")
+    with pytest.raises(ArtefactError, match="cannot be read as an npy array"):
+        import_npy(tmp_path / "zip.npy", MODEL, "x")
     np.savez(tmp_path / "many.npz", a=np.zeros(WIDTH))
     with pytest.raises(ArtefactError, match="holds several arrays"):
         import_npy(tmp_path / "many.npz", MODEL, "x")

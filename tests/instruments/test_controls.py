@@ -164,6 +164,11 @@ def test_the_table_has_every_row_there_is_data_for():
     assert "prompt-length/r2" not in length_controls(lengths, lengths, permutations=5)
 
 
+def test_levels_of_one_problem_each_have_no_permutation():
+    numbers = length_controls([1, 2, 4], [1, 2, 3], levels=[1, 2, 3], permutations=5)
+    assert math.isnan(numbers["within-level/p"])
+
+
 def test_folds_never_share_a_problem():
     groups = np.repeat(np.arange(7), [1, 2, 3, 4, 5, 6, 7])
     held_out = []

@@ -345,10 +345,13 @@ def length_controls(
     if levels is not None:
         numbers["within-level/spearman"], _ = within_level(guess, real, levels)
         level = np.asarray(finite("levels", levels), dtype=np.int64)
-        inside = permutation_null(
-            lambda y: within_level(guess, y, level)[0], real, groups, level, permutations=permutations, seed=seed
-        )
-        numbers["within-level/p"] = inside.p
+        try:
+            inside = permutation_null(
+                lambda y: within_level(guess, y, level)[0], real, groups, level, permutations=permutations, seed=seed
+            )
+            numbers["within-level/p"] = inside.p
+        except DataError:  # no two problems of a level can swap
+            numbers["within-level/p"] = math.nan
     for name, values in (baselines or {}).items():
         guess = finite(name, values, rows=len(real))
         numbers |= {f"{name}/spearman": spearman(guess, real), f"{name}/r2": r2(guess, real)}

@@ -12,6 +12,8 @@ How they count layers, against our sites:
 from __future__ import annotations
 
 import os
+import tokenize
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from forethought.instruments.fingerprint import Identity
 from forethought.instruments.sites import Site
 
 _UNKNOWN = "not recorded in the file"
+# what numpy raises for files that are no arrays, or broken ones
+BROKEN_NPY = (OSError, ValueError, TypeError, EOFError, SyntaxError, zipfile.BadZipFile, tokenize.TokenError)
 
 
 def import_npy(
@@ -49,7 +53,7 @@ def import_npy(
     path, identity = Path(path), _identity(model)
     try:
         array = np.load(path, allow_pickle=False)  # somebody else's file: numbers alone, no code
-    except (OSError, ValueError, EOFError) as error:
+    except BROKEN_NPY as error:
         raise ArtefactError(f"{path} cannot be read as an npy array of numbers ({error}).") from error
     layers, wide = identity.blocks, identity.width
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape not in ((wide,), (layers, wide)):

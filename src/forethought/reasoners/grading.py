@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_BRACES = re.compile(r"\\boxed\s*\{|[{}]")
-_SPACING = re.compile(r"\\[,;:! ]|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\$|(?<!\d)\s+|\s+(?!\d)")
+_BRACES = re.compile(r"\\boxed\s*\{|\\?[{}]")
+_SPACING = re.compile(r"\\[,;:! ]|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\?\$|(?<!\d)\s+|\s+(?!\d)")
 _WRAPPER = re.compile(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}")
 _FRACTION = re.compile(r"(?<!\d)\\frac\{([+-]?\d+)\}\{([+-]?\d+)\}")
 _MIXED = re.compile(r"([+-]?)(\d+)\\frac\{(\d+)\}\{(\d+)\}")
@@ -21,6 +21,8 @@ def boxed(text: str) -> str | None:
     found, inside = -1, None
     opened: list[int] = []  # where what is open began; -1 for braces of no box
     for mark in _BRACES.finditer(text):
+        if mark[0] in (r"\{", r"\}"):
+            continue  # a brace that is shown
         if mark[0] != "}":
             opened.append(mark.end() if len(mark[0]) > 1 else -1)
         elif opened and (start := opened.pop()) > found:

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from forethought.errors import ArtefactError, RecipeError
 from forethought.instruments.artefact import MANIFEST, Instrument
+from forethought.instruments.exchange import BROKEN_NPY
 from forethought.instruments.phases import Delimiters
 
 Array = npt.NDArray[np.float32]
@@ -299,7 +300,7 @@ def _array(file: str) -> Array:
     """An npy array, float32. Raises ArtefactError where it cannot be read or is not finite."""
     try:
         array = np.asarray(np.load(file, allow_pickle=False), np.float32)
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except BROKEN_NPY as error:
         raise ArtefactError(f"The steering file {Path(file).name} is no npy array of numbers ({error}).") from error
     if not np.isfinite(array).all():
         raise ArtefactError(f"The steering file {Path(file).name} holds values that are not finite; make it anew.")

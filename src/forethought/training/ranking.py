@@ -47,7 +47,8 @@ class RankingTrainer(Trainer):
         ranks = rank_targets(self.model, self.targets, batch_size=evaluation.batch_size, rows=rows)
         metrics = mean_metrics(ranks)[f"seen_{evaluation.seen}"]
         if processes > 1:
-            sums = torch.tensor(list(metrics.values()), device=self.args.device) * len(rows)
+            share = [value * len(rows) if len(rows) else 0.0 for value in metrics.values()]
+            sums = torch.tensor(share, device=self.args.device)
             means = self.accelerator.reduce(sums) / len(self.targets)
             metrics = dict(zip(metrics, means.tolist(), strict=True))
         return metrics
