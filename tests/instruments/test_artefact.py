@@ -271,7 +271,7 @@ def test_sites_that_llama_cpp_cannot_steer_are_not_lost_in_silence(tmp_path: Pat
     with pytest.raises(ArtefactError, match=r"steers sites 1 to 11, and 'difficulty' has -1, 0;.*leave"):
         export_gguf(make_instrument([-1, 0, 5, "norm"]), file)
     assert not file.exists()
-    export_gguf(make_instrument([-1, 0, 5, "norm"]), file, leave_out=True)
+    assert export_gguf(make_instrument([-1, 0, 5, "norm"]), file, leave_out=True) == [-1, 0]
     assert import_gguf(file, MODEL).sites == [5]
     with pytest.raises(ArtefactError, match=r"has norm; choose other sites\.$"):
         export_gguf(make_instrument(["norm"]), file, leave_out=True)

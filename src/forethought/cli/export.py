@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def run(options: argparse.Namespace) -> None:
         if ending == ".npy":
             export_npy(instrument, options.out)
         else:
-            export_gguf(instrument, options.out, leave_out=True)
+            left_out = export_gguf(instrument, options.out, leave_out=True)
+            if left_out and not options.quiet:
+                sites = ", ".join(map(str, left_out))
+                print(f"Left out what llama.cpp cannot steer: site {sites}.", file=sys.stderr)
     elif ending == ".npy":
         raise ArtefactError(f"{options.source} is no instrument; only directions are written as npy.")
     else:

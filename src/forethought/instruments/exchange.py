@@ -130,7 +130,7 @@ def import_gguf(
     )
 
 
-def export_gguf(instrument: Instrument, path: str | os.PathLike[str], *, leave_out: bool = False) -> None:
+def export_gguf(instrument: Instrument, path: str | os.PathLike[str], *, leave_out: bool = False) -> list[Site]:
     """Write a control vector for llama.cpp, whose ``--control-vector-scaled FILE SCALE`` multiplies it by SCALE.
 
     Args:
@@ -138,13 +138,17 @@ def export_gguf(instrument: Instrument, path: str | os.PathLike[str], *, leave_o
         path: the ``.gguf`` file.
         leave_out: drop sites that llama.cpp cannot steer (-1, 0); vectors of zeros are dropped anyway.
 
+    Returns:
+        The sites that were left out.
+
     Raises:
         ArtefactError: the package gguf is missing, or such a site would be lost.
     """
     gguf = _gguf()
     vectors = {site: vector for site, vector in instrument.steering().items() if bool(vector.any())}
     kept = {site: vector for site, vector in vectors.items() if site != "norm" and site >= 1}
-    lost = ", ".join(str(site) for site in vectors if site not in kept)
+    left_out = [site for site in vectors if site not in kept]
+    lost = ", ".join(map(str, left_out))
     if not kept or (lost and not leave_out):
         raise ArtefactError(
             f"llama.cpp steers sites 1 to {instrument.model.blocks - 1}, and {instrument.name!r} has "
@@ -162,6 +166,7 @@ def export_gguf(instrument: Instrument, path: str | os.PathLike[str], *, leave_o
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    return left_out
 
 
 def _gguf() -> Any:

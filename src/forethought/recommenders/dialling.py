@@ -96,6 +96,8 @@ class Dial:
             ArtefactError: there is none, it is damaged or of another version, or of other weights than the run's.
         """
         folder, command = run.path / "dial", f"run 'forethought dial {run.path}'"
+        if run.recipe is None:
+            raise ArtefactError(f"{run.path} is a model without its run; name the run, whose dial chooses the steps.")
         if not folder.is_dir():
             raise ArtefactError(f"{run.path} has no dial yet to choose steps by; {command} first.")
         try:

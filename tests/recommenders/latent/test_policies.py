@@ -162,6 +162,15 @@ def test_where_thinking_brings_nothing_nobody_thinks() -> None:
     assert found["entropy"].steps < 1
 
 
+def test_half_a_level_goes_by_the_mean_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[float] = []
+    monkeypatch.setattr(
+        "forethought.recommenders.latent.policies._bound", lambda values, owners, level: levels.append(level) or 0.0
+    )
+    choose(planted()[0], level=0.5)
+    assert set(levels) == {0.5}
+
+
 def test_a_depth_that_is_enough_for_nearly_all_has_no_weights() -> None:
     states, enough = np.random.default_rng(0).normal(size=(100, 3)), np.ones((100, 2), dtype=bool)
     enough[:40, 1] = False

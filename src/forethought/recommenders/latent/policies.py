@@ -147,7 +147,8 @@ def choose(table: Table, loss: float = 0.01, level: float = 0.8, seed: int = 0) 
     found = [walk("fixed", ((None, np.full(len(table.owners), step)) for step in range(best, -1, -1)))]
     if best:
         probes = _probes(table, best, seed)
-        walks = [walk("probe", rules, 1 - (1 - level) / len(probes)) for rules in probes]  # Bonferroni
+        corrected = 1 - (1 - level) / len(probes)  # Bonferroni
+        walks = [walk("probe", rules, level if level == 0.5 else corrected) for rules in probes]
         found.append(min(walks, key=lambda policy: policy.steps))
         for name, kind in (("entropy", Entropy(0)), ("divergence", Divergence(0))):
             found.append(walk(name, ((rule, depths(rule, best, table)) for rule in settings(kind, best, table))))
