@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,9 @@ def test_differences_are_of_the_same_problems() -> None:
     # lengths differ tenfold between problems; that all are halved is sure all the same
     assert saved == pytest.approx((0.5, 0.5, 0.5), abs=0.01)
     assert lost == (0, 0, 0)
+    nothing = Outcome("none", 0, {}, (0 * long).tolist(), right.tolist())
+    with warnings.catch_warnings(action="error"):
+        assert np.isnan(against(nothing, half)[0]).all()  # no share of nothing
 
 
 def test_figures_are_drawn(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def chain(rearec: ReaRec) -> Tensor:
 
 def cross_entropy(rearec: ReaRec, states: Tensor, temperature: float = 1.0) -> float:
     logits = states @ rearec.embedding.weight[1:].T / temperature
-    return float(F.cross_entropy(logits, TARGET[TARGET > 0] - 1))
+    return float(F.cross_entropy(logits, TARGET[TARGET > 0] - 1).detach())
 
 
 @pytest.mark.parametrize("norm", ["pre", "original", "post"])

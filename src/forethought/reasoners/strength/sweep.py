@@ -190,13 +190,15 @@ def choose(
 def against(plain: Outcome, other: Outcome, draws: int = 2000) -> tuple[Any, Any]:
     """Share of tokens saved, and accuracy lost, each with 95 % bounds of a bootstrap over problems.
 
-    Lengths of thoughts that never ended count as far as they were watched.
+    Lengths of thoughts that never ended count as far as they were watched. Of no tokens no share can be saved: NaN.
     """
     tokens = np.array([np.mean(plain.tokens, axis=1), np.mean(other.tokens, axis=1)])
     right = np.array([np.mean(plain.correct, axis=1), np.mean(other.correct, axis=1)])
     pick = np.random.default_rng(0).integers(tokens.shape[1], size=(draws, tokens.shape[1]))
     drawn = tokens[:, pick].mean(axis=2)
-    saved = [1 - tokens[1].mean() / tokens[0].mean(), *np.quantile(1 - drawn[1] / drawn[0], [0.025, 0.975])]
+    before, after = np.append(tokens[0].mean(), drawn[0]), np.append(tokens[1].mean(), drawn[1])
+    share = 1 - after / np.where(before > 0, before, np.nan)
+    saved = [share[0], *np.quantile(share[1:], [0.025, 0.975])]
     fallen = (right[0] - right[1])[pick].mean(axis=1)
     lost = [(right[0] - right[1]).mean(), *np.quantile(fallen, [0.025, 0.975])]
     return tuple(map(float, saved)), tuple(map(float, lost))
