@@ -157,8 +157,8 @@ WRONG: dict[str, tuple[Callable[[Path], Words], str]] = {
     "no direction": (lambda f: ("steer", f / "c"), "no direction yet; make it with 'forethought strength analyse"),
     "no direction to save with": (lambda f: ("efficient", f / "c"), "no direction yet"),
     "no vectors": (lambda f: ("steer", f / "c", "--vectors", f / "nothing"), "is no instrument"),
-    "fewer than no controls": (lambda f: ("steer", f / "c", "--random", -1), "-1 is below 0"),
-    "no number of controls": (lambda f: ("steer", f / "c", "--random", "x"), "invalid"),
+    "fewer than no controls": (lambda f: ("steer", f / "c", "--random", -1), "-1 is not between 0 and"),
+    "no number of controls": (lambda f: ("steer", f / "c", "--random", "x"), "x is no whole number"),
 }  # fmt: skip
 
 

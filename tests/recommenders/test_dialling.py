@@ -220,7 +220,7 @@ def test_what_is_wrong_is_said_in_a_line(
     assert first in refused("evaluate", path, "--steps", "0,auto")
     assert "model without its run" in refused("recommend", f"{path}/model", "--history", "i3", "--steps", "auto")
     assert "whose steps cannot be chosen" in refused("dial", str(runs["sasrec"]))
-    assert "trained with 0 steps; there is no thought to shorten" in refused("dial", str(runs["plain"]))
+    assert "trained with 0 steps and can take none" in refused("dial", str(runs["plain"]))
     assert "--model.test_draws 1" in refused("dial", str(runs["chance"]))
     assert "loss is 1.5" in refused("dial", path, "--loss", "1.5")
     for words in (["recommend", path, "--user", "u1", "--steps", "soon"], ["dial", path, "--steps", "0"]):

@@ -164,7 +164,7 @@ def _take_overrides(parser: argparse.ArgumentParser, words: list[str]) -> tuple[
 
 
 def whole(text: str) -> int:
-    """A whole number from 0 to the greatest seed of numpy, for an option."""
+    """A whole number from 0 to the greatest seed, for an option."""
     number = _number(text)
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 4294967295")

@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from forethought.cli.strength import add_model, command, count, open_model, steps_of
+from forethought.cli.strength import add_model, command, open_model, steps_of
 
 SEED = 42  # of the published scripts
 
 
 def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    from forethought.cli import whole
+
     parser = subparsers.add_parser(
         "progress",
         help="watch how much of a thought is over, and hurry it",
@@ -66,7 +68,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help="one to test, several to choose from; by default those that move the model by 0.01 to 1 nats a token",
     )  # fmt: skip
     _flag(sub, "max_loss", type=float, default=0.01, metavar="A", help="accuracy given up at most (0.01)")
-    sub.add_argument("--random", type=count, default=1, metavar="N", help="random biases beside (default 1)")
+    sub.add_argument("--random", type=whole, default=1, metavar="N", help="random biases beside (default 1)")
     _flag(sub, "generations_per_problem", "samples", type=int, default=1, metavar="N", help="thoughts a problem (1)")
     _length(sub)
     _sampling(sub, None, None)

@@ -13,6 +13,8 @@ STRENGTHS = [-0.2, -0.15, -0.1, -0.05, 0.05, 0.1, 0.15, 0.2]  # of the RSP paper
 
 
 def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    from forethought.cli import whole
+
     parser = subparsers.add_parser(
         "strength",
         help="predict and steer how long a language model thinks",
@@ -40,7 +42,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     _folder(sub)
     sub.add_argument("--vectors", metavar="DIR", help="a direction; by default that of 'analyse'")
     sub.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, metavar="λ")
-    sub.add_argument("--random", type=count, default=2, metavar="N", help="random directions beside (default 2)")
+    sub.add_argument("--random", type=whole, default=2, metavar="N", help="random directions beside (default 2)")
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers a problem (default 1)")
 
     sub = step("overthink", "detect before the first token which thoughts will be the longest", overthink)
@@ -55,14 +57,6 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     sub.add_argument("--progress", metavar="DIR", help="a folder of 'forethought progress train', to overclock with")
     sub.add_argument("--brief", default="Be brief.", metavar="TEXT", help="what asks for short thoughts")
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers a problem (default 1)")
-
-
-def count(text: str) -> int:
-    """A whole number, 0 or more, for an option."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 def steps_of(

@@ -39,7 +39,7 @@ from forethought.recommenders.latent.policies import (
     settings,
 )
 from forethought.recommenders.run import Run
-from forethought.recommenders.thinking import METRICS, Counted, Split, Told, reasoner, thinking
+from forethought.recommenders.thinking import METRICS, Counted, Split, Told, reasoner, refuse_untrained, thinking
 
 FORMAT = "forethought.dial"
 VERSION = 1
@@ -144,8 +144,7 @@ def look(run: Run, split: Split, most: int, progress: Told | None = None) -> tup
         DataError: the split has fewer than :data:`CASES` cases, or ``most`` is no whole number.
     """
     model, targets = reasoner(run), run.dataset.targets(split)
-    if not model.config.steps:
-        raise ArtefactError(f"{run.path} was trained with 0 steps; there is no thought to shorten.")
+    refuse_untrained(run)
     if getattr(model.config, "start", "") == "normal" and not model.config.test_draws:
         raise ArtefactError(
             f"{run.path} draws an initial state for every answer; train it with --model.test_draws 1, so that an "

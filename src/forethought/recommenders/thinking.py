@@ -164,12 +164,12 @@ def by_intervention(
     Raises:
         ArtefactError: the model takes no steps, or was trained with 0.
     """
-    reasoner(run)
+    model = reasoner(run)
     refuse_untrained(run)
     rows = [{"thoughts": "its own", **_measure(run, split, "its own", progress)}]
     for name, change in INTERVENTIONS.items():
         generator = torch.Generator().manual_seed(seed)
-        with thinking(reasoner(run), change=lambda fed, by=change, draws=generator: by(fed, draws)):
+        with thinking(model, change=lambda fed, by=change, draws=generator: by(fed, draws)):
             rows.append({"thoughts": name, **_measure(run, split, name, progress)})
     return rows
 

@@ -103,7 +103,7 @@ class Recipe:
         name: how the run is called.
         model: ``type`` and the keys of that model's config.
         post_training: of a second phase that goes on from the best weights of the first, for models that have one;
-            with the keys of ``training``. None leaves it out.
+            with the keys of ``training``, whose ``select_by`` it shares. None leaves it out.
         seed: of weights, batch order and noise.
     """
 

@@ -86,7 +86,7 @@ def test_what_is_learned_from_a_collection_is_tested_beside_its_other_knobs(
     ("words", "told"),
     [
         *((("train", "--level", level), f"level is {level};") for level in ("1", "90", "-3", "0", "nan")),
-        (("intervene", "--random", "-1"), "-1 is below 0"),
+        (("intervene", "--random", "-1"), "-1 is not between 0 and"),
         (("intervene", "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("intervene", "--top-p", "0"), "top_p 0.0"),
         (("watch", "1+1", "--max-new-tokens", "0"), "max_new_tokens is 0"),
