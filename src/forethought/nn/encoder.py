@@ -11,6 +11,7 @@ from forethought.nn.attention import attend_appended, causal_attention, causal_a
 from forethought.nn.dropout import Dropout
 
 Norm = Literal["pre", "original", "post"]
+PARTS = 8  # more hold less padding and make smaller products: twice as many win another 4 % on Amazon Beauty
 
 
 class Cache(NamedTuple):
@@ -228,6 +229,15 @@ def take(states: Tensor, position: Tensor) -> Tensor:
 def take_each(states: Tensor, position: Tensor) -> Tensor:
     """The states at P positions a row, int64 ``[B, P]``: float ``[B, L, d]`` → float ``[B, P, d]``."""
     return states.gather(1, position[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def like_lengths(position: Tensor) -> tuple[Tensor, ...]:
+    """The rows of a batch in a few parts of like length, the shortest first; int64 ``[B]`` → int64 ``[b]`` each.
+
+    Where padding costs time, a batch that is not sorted into one length is read part by part, each as wide as its last
+    row: the longest of a hundred histories is many times as long as most. A GPU reads it in one part.
+    """
+    return position.argsort().chunk(PARTS if position.device.type == "cpu" else 1)
 
 
 def newest_position(history: Tensor) -> Tensor:

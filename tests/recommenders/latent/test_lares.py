@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from forethought.cli import main
 from forethought.data.dataset import Dataset
 from forethought.errors import RecipeError
+from forethought.nn import encoder
 from forethought.nn.encoder import newest_position
 from forethought.recommenders.latent import post_training
 from forethought.recommenders.latent.lares import LARES, LARESConfig
-from forethought.recommenders.latent.post_training import advantages, divergence, hits, roll_out
+from forethought.recommenders.latent.post_training import advantages, divergence, hits, roll_out, thought_loss
 from forethought.recommenders.run import Run, train
 from forethought.recommenders.thinking import INTERVENTIONS
 
@@ -81,12 +82,42 @@ def test_both_views_of_an_alignment_have_one_depth(tiny: Dataset, monkeypatch: p
     """A port lets the second view draw a depth of its own."""
     lares = model(trajectory_weight=1.0)
     lares.observe(tiny)
-    depths = iter([3, 2, 5])  # of the main pass, of both views, and one that nobody is to draw
+    depths = iter([3, 2])  # of the main pass and of both views; a third draw would raise
     monkeypatch.setattr(lares, "training_steps", lambda: next(depths))
     taken: list[int] = []
     monkeypatch.setattr(lares, "states", lambda *given: (taken.append(given[2]), LARES.states(lares, *given))[1])
     lares(HISTORY, ONE)
-    assert taken == [3, 2, 2]
+    assert taken == [3, *[2] * (len(taken) - 1)]
+    assert len(taken) > 1
+
+
+def long_and_short(rows: int = 40) -> Tensor:
+    """Histories of 0 to 6 items."""
+    torch.manual_seed(1)
+    inside = torch.arange(6) < torch.randint(0, 7, (rows, 1))
+    return torch.randint(1, N + 1, (rows, 6)) * inside
+
+
+def test_histories_read_by_length_are_thought_about_as_alone() -> None:
+    lares, short, long = model(), HISTORY, long_and_short()
+    found = lares._of_any_length([short, long], 3)
+    for history, thoughts in zip((short, long), found, strict=True):
+        torch.testing.assert_close(thoughts.detach(), states(lares, history, 3))
+
+
+def test_the_second_phase_does_not_depend_on_the_parts_it_is_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    history, target = long_and_short(), torch.arange(40) % N
+    monkeypatch.setattr(torch, "randn", torch.zeros)  # the rollouts are one; the distance to the reference is left
+    losses = []
+    for parts in (1, 7, 40):
+        monkeypatch.setattr(encoder, "PARTS", parts)
+        lares = model(post_rollouts=3, post_beta=1.0, post_candidates=4).train()
+        lares.start_post_training()
+        with torch.no_grad():
+            lares.embedding.weight[1:] += 0.3 * torch.rand(N, 8)
+        losses.append(float(thought_loss(lares, *lares._reference, history, target, 3).detach()))
+    assert losses[0] > 1e-5
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("start", ["history", "zero", "normal", "normal_zero"])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from forethought.data.dataset import Dataset
 from forethought.data.text import TextVectors
-from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
+from forethought.nn.encoder import CausalEncoder, like_lengths, newest_position, supervised_states
 from forethought.nn.halting import Rule, unroll_until
 from forethought.nn.reasoning import Change, unroll
 from forethought.nn.softmax import sampled_cross_entropy, softmax_cross_entropy
@@ -108,6 +108,17 @@ class LatentReasoner(Recommender):
             plain: Tensor = self.encoder(self.embedding(history), position)
             return plain[:, None]
         return self.states(history, position[:, None], steps)[:, 0]
+
+    def _of_any_length(self, histories: list[Tensor], steps: int) -> list[Tensor]:
+        """:meth:`_alone` at the newest item of each; int64 ``[B, L]`` each → float ``[B, steps + 1, d]`` each."""
+        width, counts = max(each.shape[1] for each in histories), [len(each) for each in histories]
+        history = torch.cat([F.pad(each, (0, width - each.shape[1])) for each in histories])
+        position = newest_position(history)
+        parts = like_lengths(position)
+        states = torch.cat(
+            [self._alone(history[rows, : int(position[rows[-1]]) + 1], position[rows], steps) for rows in parts]
+        )
+        return list(torch.split(states[torch.cat(parts).argsort()], counts))
 
     def read_out(self, states: Tensor) -> Tensor:
         """What is ranked by; float ``[..., T, d]`` → float ``[..., d]``."""
@@ -323,12 +334,13 @@ class LatentReasoner(Recommender):
         config, depth, loss = self.config, self.training_steps(), torch.zeros((), device=history.device)
         same = target if config.mask_false_negatives else None
         history = history * (torch.arange(history.shape[1], device=history.device) <= position[:, None])
-        states = self._alone(history, position, depth)
-        thought = self.read_out(states)
+        views = [history]
         if config.trajectory_weight:
-            view = history if self._same_target is None else self._same_target.draw(history, target)
-            other = self.read_out(self._alone(view, newest_position(view), depth))
-            loss = loss + config.trajectory_weight * self._both_ways(thought, other, same)
+            views.append(history if self._same_target is None else self._same_target.draw(history, target))
+        states, *others = self._of_any_length(views, depth)
+        for other in others:
+            thoughts = self.read_out(states), self.read_out(other)
+            loss = loss + config.trajectory_weight * self._both_ways(*thoughts, same)
         if config.step_alignment_weight and depth > 1:
             earlier = states[:, int(torch.randint(1, depth, ()))]  # never the last, which would meet itself
             loss = loss + config.step_alignment_weight * self._both_ways(states[:, -1], earlier, same)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from forethought.nn.dropout import Dropout
-from forethought.nn.encoder import newest_position
+from forethought.nn.encoder import like_lengths, newest_position
 from forethought.nn.reasoning import Recurred
 
 
@@ -35,7 +35,7 @@ class Rollouts:
     """G thoughts about each of B histories.
 
     Attributes:
-        log_p: float ``[G, B, T]``, of the target after each step.
+        log_p: float ``[G, B]``, of the target after the last step.
         score: float ``[G, B]``, ``Σ z · f / σ`` over the drawn states, a mean over their elements; its gradient is that
             of the log-probability of the thought, up to the count of elements.
         logits: float ``[G, B, N]``, after the last step, without gradient.
@@ -60,12 +60,12 @@ def roll_out(model: Any, history: Tensor, target: Tensor, noise: list[Tensor], d
         deviation: σ.
     """
     group, rows = noise[0].shape[:2]
-    encoder, position = model.encoder, newest_position(history).repeat(group)
-    state: Recurred = encoder.encode(model.embedding(history).repeat(group, 1, 1), position[:, None])
+    encoder, position = model.encoder, newest_position(history)
+    state: Recurred = encoder.encode(model.embedding(history), position[:, None])
+    state = state.select(torch.arange(rows, device=history.device).repeat(group))
+    position = position.repeat(group)
     real = (torch.arange(history.shape[1], device=history.device) <= position[:, None])[..., None]
-    chain = [state.latest[:, 0]]
-    log_p, score = [], torch.zeros(group * rows, device=history.device)
-    logits = torch.empty(0)
+    chain, score = [state.latest[:, 0]], torch.zeros(group * rows, device=history.device)
     for drawn in noise:
         z = drawn.flatten(0, 1) * real
         mean = encoder.step(state)
@@ -73,12 +73,10 @@ def roll_out(model: Any, history: Tensor, target: Tensor, noise: list[Tensor], d
             deviation * len(noise) * real.sum(dim=(1, 2)) * z.shape[-1]
         )
         chain.append(encoder.read_out(mean.tokens + deviation * z, position[:, None])[:, 0])
-        logits = model.logits(model.read_out(torch.stack(chain, dim=1)))
-        log_p.append(logits.log_softmax(dim=-1).gather(1, target.repeat(group)[:, None])[:, 0])
         state = replace(mean, tokens=(mean.tokens + deviation * z).detach())
-    return Rollouts(
-        torch.stack(log_p, dim=1).view(group, rows, -1), score.view(group, rows), logits.detach().view(group, rows, -1)
-    )
+    logits = model.logits(model.read_out(torch.stack(chain, dim=1)))
+    log_p = logits.log_softmax(dim=-1).gather(1, target.repeat(group)[:, None])
+    return Rollouts(log_p.view(group, rows), score.view(group, rows), logits.detach().view(group, rows, -1))
 
 
 def thought_loss(model: Any, reference: Any, history: Tensor, target: Tensor, depth: int) -> Tensor:
@@ -88,24 +86,28 @@ def thought_loss(model: Any, reference: Any, history: Tensor, target: Tensor, de
     reference thinks under the same noise, so the divergence measures the weights alone and is 0 before the first
     update.
     """
-    config = model.config
-    shape = (config.post_rollouts, *history.shape, config.hidden_size)
-    noise = [torch.randn(shape, device=history.device) for _ in range(depth)]
-    for drawn in noise:
-        drawn[0] = 0
-    training, parts = model.encoder.training, (model.encoder, model.embedding)
-    for part in parts:
-        part.eval()  # the noise is what varies, not the dropout
+    config, position = model.config, newest_position(history)
+    rows, each, logits = like_lengths(position), [], []
+    training, modules = model.encoder.training, (model.encoder, model.embedding)
+    for module in modules:
+        module.eval()  # the noise is what varies, not the dropout
     try:
-        with torch.no_grad():
-            before = roll_out(reference, history, target, noise, config.post_noise)
-        now = roll_out(model, history, target, noise, config.post_noise)
+        for part in rows:
+            short = history[part, : int(position[part[-1]]) + 1]
+            shape = (config.post_rollouts, *short.shape, config.hidden_size)
+            noise = [torch.randn(shape, device=history.device) for _ in range(depth)]
+            for drawn in noise:
+                drawn[0] = 0
+            with torch.no_grad():
+                before = roll_out(reference, short, target[part], noise, config.post_noise)
+            now = roll_out(model, short, target[part], noise, config.post_noise)
+            pull = divergence(now.log_p, before.log_p)
+            each.append(config.post_beta * pull - advantages(now.log_p.detach()) * now.score)
+            logits.append(before.logits)
     finally:
-        for part in parts:
-            part.train(training)
-    better = advantages(now.log_p[..., -1].detach())
-    pull = divergence(now.log_p[..., -1], before.log_p[..., -1])
-    return _mean(config.post_beta * pull - better * now.score, before.logits, target, config)
+        for module in modules:
+            module.train(training)
+    return _mean(torch.cat(each, dim=1), torch.cat(logits, dim=1), target[torch.cat(rows)], config)
 
 
 def released_loss(model: Any, reference: Any, history: Tensor, target: Tensor) -> Tensor:
