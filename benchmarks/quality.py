@@ -35,12 +35,14 @@ NAMES = {"beauty-us": "Amazon Beauty", "toys-us": "Amazon Toys and Games", "spor
 @dataclass(frozen=True)
 class System:
     """One row of a table: a recipe and what differs from it; seed 0 alone where nothing is ``random``. A row
-    that another table has too is trained once, under the name ``shared``."""
+    that another table has too is trained once, under the name ``shared``; one whose first phase is the row
+    ``first`` goes on from that."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
     random: bool = True
     shared: str | None = None
+    first: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def latent(data: str, recipe: str) -> dict[str, System]:
             "lares/beauty", ("--model.trajectory_weight", "0", "--model.step_alignment_weight", "0", *ONE_PHASE)
         ),
         "lares-pretrained": System("lares/beauty", ONE_PHASE),
-        "lares": System("lares/beauty"),
+        "lares": System("lares/beauty", first="lares-pretrained"),
     }
     return {
         "base": System(f"sasrec/{recipe}", shared=f"{data}-sasrec"),
@@ -143,9 +145,13 @@ def run_names(name: str, study: Study, seeds: list[int]) -> dict[str, tuple[str,
     }
 
 
-def make(run: str, system: System, seed: int, data: Path, options: argparse.Namespace) -> None:
-    """Train and evaluate one run, and keep what a table needs of it."""
+def make(run: str, system: System, seed: int, first: str | None, data: Path, options: argparse.Namespace) -> None:
+    """Train and evaluate one run, going on from the run ``first``, and keep what a table needs of it."""
     folder, threads = options.runs / run, ["--threads", str(options.threads), "--quiet"]
+    if first and not folder.exists() and (options.runs / first / "model").is_dir():
+        with atomic_folder(folder) as scratch:
+            made_anew = shutil.ignore_patterns("model", "evaluation")
+            shutil.copytree(options.runs / first, scratch, ignore=made_anew, dirs_exist_ok=True)
     if not (folder / "model").is_dir():
         words = ["train", system.recipe, "--data.path", str(data), "--out", str(folder), "--seed", str(seed)]
         forethought(*words, *threads, *system.overrides, *(["--resume"] if folder.exists() else []))
@@ -230,7 +236,9 @@ def main() -> None:
         for run, (label, seed) in named.items():
             chosen = not options.systems or label in options.systems
             if not options.write and chosen and not (KEPT / run).is_dir():
-                make(run, study.systems[label], seed, options.data / study.data, options)
+                system = study.systems[label]
+                first = system.first and f"{name}-{system.first}-s{seed}"
+                make(run, system, seed, first, options.data / study.data, options)
         kept = [KEPT / run for run in named if (KEPT / run).is_dir()]
         if options.write and kept:
             sections.append(section(name, study, kept))

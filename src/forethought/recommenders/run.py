@@ -248,7 +248,8 @@ def train(
     Args:
         recipe: a YAML file, the name of a recipe that comes with forethought, nested keys, or a :class:`Recipe`.
         out: the run folder; by default a new one under ``runs/``.
-        resume: go on with ``out`` where it was stopped; the result is the one of an uninterrupted run.
+        resume: go on with ``out`` where it was stopped, or with the second phase where it was trained without; the
+            result is the one of an uninterrupted run.
         seed: in place of the recipe's.
         device: ``cpu``, ``cuda`` …; by default the accelerator, where there is one.
         threads: of torch on the CPU.
@@ -279,9 +280,9 @@ def train(
     folder = run_folder(recipe, out, resume)
     before: dict[str, Any] = {}
     if resume and (folder / "recipe.yaml").is_file():
-        before = read_record(folder)
-        check_same(folder, Recipe.load(folder / "recipe.yaml", _config_class), recipe, dataset.fingerprint, before)
-        if before["status"] == "finished":
+        before, begun = read_record(folder), Recipe.load(folder / "recipe.yaml", _config_class)
+        check_same(folder, begun, recipe, dataset.fingerprint, before)
+        if before["status"] == "finished" and (begun.post_training or not recipe.post_training):
             return Run.open(folder, device)
         record["started"] = before["started"]
     began = time.monotonic()

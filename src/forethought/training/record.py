@@ -56,7 +56,7 @@ def run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool)
 
 
 def check_same(folder: Path, begun: Recipe, recipe: Recipe, fingerprint: str, record: Mapping[str, Any]) -> None:
-    """A run goes on only with the recipe and the data it began with.
+    """A run goes on only with the recipe and the data it began with; a second phase may follow one that had none.
 
     Args:
         folder: of the run.
@@ -68,6 +68,8 @@ def check_same(folder: Path, begun: Recipe, recipe: Recipe, fingerprint: str, re
         RecipeError, DataError: it is to go on with others.
     """
     old, new = _flat(begun.to_dict()), _flat(recipe.to_dict())
+    if begun.post_training is None:
+        new = {key: value for key, value in new.items() if not key.startswith("post_training.")}
     for key in [key for key in {**old, **new} if key != "data.path"]:
         if old.get(key) != new.get(key):
             raise RecipeError(

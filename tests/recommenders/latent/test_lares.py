@@ -390,6 +390,24 @@ def test_the_second_phase_can_be_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "post-training").exists()
 
 
+def test_the_second_phase_can_follow_later(tmp_path: Path) -> None:
+    data = ring(users=120, items=30).save(tmp_path / "data")
+    recipe = {**RECIPE, "data": {"path": str(data.path)}}
+    train({**recipe, "post_training": None}, out=tmp_path / "run", quiet=True)
+    later = train(recipe, out=tmp_path / "run", resume=True, quiet=True)
+    at_once = train(recipe, out=tmp_path / "other", quiet=True)
+    for name, weights in at_once.model.state_dict().items():
+        assert torch.equal(weights, later.model.state_dict()[name]), name
+    same = ("steps", "best_step", "post_training")
+    told = [{key: run.info[key] for key in same} for run in (later, at_once)]
+    for each in told:
+        each["post_training"] = {**each["post_training"], "seconds": None}
+    assert told[0] == told[1]
+    assert Run.open(tmp_path / "run").recipe.post_training is not None
+    with pytest.raises(RecipeError, match=r"was begun with post_training\.epochs 1, not None"):
+        train({**recipe, "post_training": None}, out=tmp_path / "run", resume=True, quiet=True)
+
+
 def test_one_metric_judges_both_phases(tmp_path: Path) -> None:
     data = ring(users=120, items=30).save(tmp_path / "data")
     recipe = {**RECIPE, "data": {"path": str(data.path)}, "training": {"max_steps": 2, "select_by": "hr@20"}}
