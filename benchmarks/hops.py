@@ -1,6 +1,6 @@
 """Does a step of latent reasoning add a step of computation? Chains of known length to follow, and walks to need none.
 
-    python benchmarks/hops.py [--models NAME …] [--seeds 0 1 2] [--threads 1] [--json FILE]
+    python benchmarks/hops.py [--models NAME …] [--seeds 0,1,2] [--threads 1] [--json FILE]
 
 A case is 8 edges in random order, of two disjoint chains of 4 over 24 nodes, and a node to start from; wanted is the
 end of its chain, 1 to 4 edges away. An edge is one token, the sum of a "from" and a "to" vector, so each hop is one
@@ -51,6 +51,7 @@ MODELS: dict[str, Callable[[], Network]] = {
     "4 blocks, K = 0": lambda: appending(0, 4),
     "recur from H": lambda: recurring(),
     "recur from H, mean depth 4": lambda: recurring(3, 5),
+    "recur from H, mean depth 4, 2 to 6": lambda: recurring(2, 6),
     "recur from H, T + H": lambda: recurring(adapter="residual"),
     "recur from H, (T + H) / 2, norm": lambda: recurring(adapter="add", core_norm=True),
     "recur from H, concat": lambda: recurring(adapter="concat"),
@@ -169,7 +170,7 @@ def walk(name: str, seed: int, steps: int, length: int = LENGTH) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="NAME")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps on chains (default 3000)")
     parser.add_argument(
         "--walk-steps", type=int, default=1000, help="optimiser steps on Markov walks; 0 leaves them out"
@@ -179,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.models:
-        for seed in options.seeds:
+        for seed in map(int, options.seeds.split(",")):
             rows = [follow(name, seed, options.steps)] if options.steps else []
             rows += [walk(name, seed, options.walk_steps)] if options.walk_steps else []
             for row in rows:

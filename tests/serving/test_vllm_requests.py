@@ -20,7 +20,7 @@ from forethought.reasoners.progress.trained import EMBEDDED as PROGRESS
 from forethought.reasoners.progress.trained import Trained
 from forethought.reasoners.reasoner import EMBEDDED, Reasoner
 from forethought.serving.vllm_plugin import Progress, _offsets
-from forethought.serving.vllm_requests import Engine, Order, order, token_bias, vectors
+from forethought.serving.vllm_requests import Engine, Order, order, resolve, token_bias, vectors
 
 ENGINE = Engine("model", layers=2, width=3, vocabulary=5, hooks=True, logits=True)
 OPEN, CLOSE = 3, 4
@@ -66,6 +66,14 @@ def test_names_stand_for_single_files_and_for_files_of_a_folder(steering: Path) 
     for name in ("../steering/rows", "rows.npy", str(steering / "rows"), "", 3):
         with pytest.raises(ArtefactError, match=r"There is no steering file called .*, known are alias, bias, rows;"):
             asked(steer=name, strength=1)
+
+
+def test_a_file_without_a_name_is_called_as_it_is(steering: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORETHOUGHT_STEERING", f"{steering / 'rows.npy'},{PROGRESS / 'tpv'}")
+    assert resolve("rows")[0] == str((steering / "rows.npy").resolve())
+    assert resolve("tpv")[0] == str((PROGRESS / "tpv").resolve())
+    with pytest.raises(ArtefactError, match="known are rows, tpv;"):
+        resolve("bias")
 
 
 def test_errors_do_not_tell_a_client_where_files_are(steering: Path) -> None:

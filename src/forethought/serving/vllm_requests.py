@@ -14,9 +14,10 @@ bias_phase ``think`` (the default) or ``generated``
 
 Requests carry **names**, never paths: a path from the network would let a client read files. The environment says what
 the names mean: ``FORETHOUGHT_STEERING=short=/srv/short.npy,/srv/steering`` names a file, and a folder of which every
-file may be named, also those that come later. ``steering_vector_path`` and ``steering_strength_list`` do what they did
-in the code of the reasoning-strength paper: the first is the file called ``default``, the second steers with it every
-request that does not say otherwise. ``FORETHOUGHT_DELIMITERS`` is ``<think>,</think>`` unless it says otherwise.
+file may be named, also those that come later; a file that is given no name is called as it is.
+``steering_vector_path`` and ``steering_strength_list`` do what they did in the code of the reasoning-strength paper:
+the first is the file called ``default``, the second steers with it every request that does not say otherwise.
+``FORETHOUGHT_DELIMITERS`` is ``<think>,</think>`` unless it says otherwise.
 
 A file is ``.npy``, or the folder of an :class:`~forethought.instruments.artefact.Instrument`. Nothing is unpickled.
 """
@@ -212,10 +213,11 @@ def _known() -> dict[str, Path]:
         name, equals, path = (part.strip() for part in entry.partition("="))
         if equals:
             known[name] = Path(path)
-        elif Path(name).is_dir():
-            for file in Path(name).iterdir():
-                if file.suffix == ".npy" or (file / MANIFEST).is_file():
-                    known[file.name.removesuffix(".npy")] = file
+            continue
+        file = Path(name)
+        for each in file.iterdir() if file.is_dir() and not (file / MANIFEST).is_file() else [file]:
+            if each.suffix == ".npy" or (each / MANIFEST).is_file():
+                known[each.name.removesuffix(".npy")] = each
     return known
 
 
