@@ -129,6 +129,9 @@ def latent(data: str, recipe: str) -> dict[str, System]:
         "lares": System("lares/beauty", first="lares-pretrained"),
     }
     return {
+        "popularity": replace(POPULARITY, shared=f"{data}-popularity"),
+        "markov": System("markov", random=False, shared=f"{data}-markov"),
+        "knn": System("knn-ml1m" if recipe == "ml1m" else "knn", random=False, shared=f"{data}-knn"),
         "base": System(f"sasrec/{recipe}", shared=f"{data}-sasrec"),
         # a state goes through as many blocks as with two steps more
         "deeper": System(f"sasrec/{recipe}", ("--model.num_blocks", str(3 * blocks))),
@@ -240,7 +243,7 @@ def main() -> None:
                 first = system.first and f"{name}-{system.first}-s{seed}"
                 make(run, system, seed, first, options.data / study.data, options)
         kept = [KEPT / run for run in named if (KEPT / run).is_dir()]
-        if options.write and kept:
+        if options.write and any(folder.name.startswith(f"{name}-") for folder in kept):  # not what others share alone
             sections.append(section(name, study, kept))
     if options.write:
         command = f"python benchmarks/quality.py --write {options.write}"

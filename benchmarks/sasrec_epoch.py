@@ -33,7 +33,7 @@ from forethought.evaluation.evaluator import evaluate
 from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import Ranks, rank_targets
 from forethought.recommenders.base import Recommender
-from forethought.recommenders.run import build, read_recipe
+from forethought.recommenders.models import build, read_recipe
 from forethought.training.devices import find_precision
 from forethought.training.ranking import RankingTrainer
 from report import Result

@@ -89,7 +89,7 @@ def test_every_shipped_recipe_validates():
     from forethought.reasoners.training import config_class
     from forethought.recipes import model_type, recipe_path
     from forethought.recommenders import MODELS
-    from forethought.recommenders.run import read_recipe
+    from forethought.recommenders.models import read_recipe
     from forethought.training.recipe import Recipe
 
     names = shipped_recipes()

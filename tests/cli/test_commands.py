@@ -15,7 +15,7 @@ import yaml
 
 from forethought import Run, cli, compare, train
 from forethought.errors import ArtefactError, DataError, RecipeError
-from forethought.recommenders.run import read_recipe
+from forethought.recommenders.models import read_recipe
 from forethought.recommenders.tuning import _space
 from tests.cli.conftest import Command
 

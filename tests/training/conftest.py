@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from forethought.data.dataset import Dataset
-from forethought.recommenders.run import read_recipe
+from forethought.recommenders.models import read_recipe
 from forethought.training.recipe import Recipe
 from tests.planted import ring
 

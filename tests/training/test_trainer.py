@@ -18,7 +18,7 @@ from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import rank_targets
-from forethought.recommenders.run import build
+from forethought.recommenders.models import build
 from forethought.training.checkpoints import checkpoints
 from forethought.training.devices import find_precision
 from forethought.training.ranking import RankingTrainer

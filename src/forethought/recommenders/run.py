@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import safetensors
 import torch
-import transformers
 from torch import Tensor
 
-from forethought.atomic import atomic_folder
 from forethought.data.arguments import MOST_THREADS, check_whole
 from forethought.data.catalog import Catalog
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.evaluator import Evaluation, evaluate
 from forethought.evaluation.ranking import kind_of
-from forethought.recipes import recipe_path
-from forethought.recommenders import MODELS, model_class
+from forethought.recommenders import model_class
 from forethought.recommenders.base import Recommender, best_items, newest
-from forethought.training.checkpoints import seal, verify
+from forethought.recommenders.models import build, config_class, open_model, read_recipe, save_model
 from forethought.training.devices import find_device
 from forethought.training.recipe import Recipe
 from forethought.training.record import (
@@ -44,8 +38,6 @@ from forethought.training.record import (
 if TYPE_CHECKING:
     from forethought.recommenders.dialling import Dial
     from forethought.training.ranking import RankingTrainer
-
-transformers.utils.logging.disable_progress_bar()
 
 
 class Recommendation(NamedTuple):
@@ -85,15 +77,15 @@ class Run:
         """
         path = Path(path)
         if (path / "config.json").is_file():
-            return cls(path, *_open_model(path, device), None, {})
+            return cls(path, *open_model(path, device), None, {})
         info = read_record(path)
         if not (path / "model" / "config.json").is_file():
             raise ArtefactError(
                 f"{path} holds no trained model (its status is {info['status']}); go on with "
                 f"'forethought train … --out {path} --resume'."
             )
-        recipe = Recipe.load(path / "recipe.yaml", _config_class)
-        return cls(path, *_open_model(path / "model", device), recipe, info)
+        recipe = Recipe.load(path / "recipe.yaml", config_class)
+        return cls(path, *open_model(path / "model", device), recipe, info)
 
     @property
     def kind(self) -> str:
@@ -280,7 +272,7 @@ def train(
     folder = run_folder(recipe, out, resume)
     before: dict[str, Any] = {}
     if resume and (folder / "recipe.yaml").is_file():
-        before, begun = read_record(folder), Recipe.load(folder / "recipe.yaml", _config_class)
+        before, begun = read_record(folder), Recipe.load(folder / "recipe.yaml", config_class)
         check_same(folder, begun, recipe, dataset.fingerprint, before)
         if before["status"] == "finished" and (begun.post_training or not recipe.post_training):
             return Run.open(folder, device)
@@ -357,80 +349,3 @@ def _post_train(
         "after": trainer.best,
         "kept": kept,
     }
-
-
-def read_recipe(
-    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
-    overrides: Mapping[str, Any] | None = None,
-    seed: int | None = None,
-) -> Recipe:
-    """Resolve a recipe, given in any of the ways :func:`train` takes it.
-
-    Raises:
-        RecipeError: there is no such recipe, or a key or value does not fit.
-    """
-    if overrides is not None and not isinstance(overrides, Mapping):
-        raise RecipeError(
-            f"overrides are {overrides!r}; they have to be values by dotted key, {{'model.dropout': 0.2}}."
-        )
-    if seed is not None:
-        overrides = {**(overrides or {}), "seed": seed}
-    if isinstance(recipe, Recipe):
-        return Recipe.from_mapping(recipe.to_dict(), _config_class, overrides) if overrides else recipe
-    if isinstance(recipe, Mapping):
-        return Recipe.from_mapping(recipe, _config_class, overrides)
-    return Recipe.load(recipe_path(recipe), _config_class, overrides)
-
-
-def build(recipe: Recipe, dataset: Dataset) -> Recommender:
-    """The untrained model of a recipe, having observed the training part; its weights depend on ``recipe.seed``.
-
-    Raises:
-        RecipeError: its sizes do not fit together.
-    """
-    torch.manual_seed(recipe.seed)
-    settings = {key: value for key, value in recipe.model.items() if key != "type"}
-    kind = model_class(recipe.model["type"])
-    try:
-        model = kind(kind.config_class(num_items=dataset.num_items, **settings))
-    except (ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
-        reason = str(error).rstrip(".")
-        raise RecipeError(f"The model section of recipe {recipe.name} does not make a model: {reason}.") from error
-    model.observe(dataset)
-    return model
-
-
-def save_model(model: Recommender, catalog: Catalog, folder: Path) -> None:
-    """Write weights, config and catalogue as one folder, atomically.
-
-    Raises:
-        ArtefactError: the place cannot be written.
-    """
-    try:
-        with atomic_folder(folder, replace=True) as scratch:
-            model.save_pretrained(scratch)
-            shutil.copymode(scratch / "config.json", scratch / "model.safetensors")  # written for the owner alone
-            catalog.save(scratch / "items.parquet")
-            seal(scratch)
-    except safetensors.SafetensorError as error:
-        raise ArtefactError(f"Cannot write {folder}: {error}; free the space or choose another place.") from error
-
-
-def _open_model(folder: Path, device: str | None) -> tuple[Recommender, Catalog]:
-    place = find_device(device or "cpu")
-    verify(folder)
-    try:
-        architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-        kinds = {home.partition(":")[2]: kind for kind, home in MODELS.items()}
-        if architecture not in kinds:
-            raise ArtefactError(f"{folder} holds a {architecture}; this forethought knows {', '.join(MODELS)}.")
-        model: Recommender = model_class(kinds[architecture]).from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, safetensors.SafetensorError) as error:
-        if isinstance(error, ArtefactError):
-            raise
-        raise ArtefactError(f"{folder} cannot be opened as a model: {error}.") from error
-    return model.to(place).eval(), Catalog.open(folder / "items.parquet")
-
-
-def _config_class(kind: str) -> type[transformers.PreTrainedConfig]:
-    return model_class(kind).config_class

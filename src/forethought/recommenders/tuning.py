@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from forethought.errors import ArtefactError, RecipeError
 from forethought.evaluation.evaluator import Evaluation
-from forethought.recommenders.run import read_recipe, train
+from forethought.recommenders.models import read_recipe
+from forethought.recommenders.run import train
 from forethought.training.recipe import Recipe
 
 if TYPE_CHECKING:

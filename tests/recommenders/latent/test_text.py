@@ -18,7 +18,8 @@ from forethought.errors import DataError, RecipeError
 from forethought.nn.text_items import TextEmbedding, WhiteningExperts
 from forethought.recommenders.latent.lares import LARES, LARESConfig
 from forethought.recommenders.latent.rearec import ReaRec, ReaRecConfig
-from forethought.recommenders.run import Run, build, read_recipe, save_model, train
+from forethought.recommenders.models import build, read_recipe, save_model
+from forethought.recommenders.run import Run, train
 
 from ..logs import NUM_ITEMS, make_dataset
 

@@ -9,7 +9,7 @@ import pytest
 from forethought.data.dataset import Dataset
 from forethought.errors import RecipeError
 from forethought.recipes import shipped_recipes
-from forethought.recommenders.run import build, read_recipe
+from forethought.recommenders.models import build, read_recipe
 
 MARGINAL = {"parametrization": "marginal"}
 EXACT = {**MARGINAL, "loss": "exact"}

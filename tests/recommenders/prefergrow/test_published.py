@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from forethought.recommenders.models import read_recipe
 from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.model import PreferGrow
-from forethought.recommenders.run import read_recipe
 
 #        γ of hybrid, lr and null ratio of hybrid, the same of adaptive, items, millions of parameters of both
 TABLE = {

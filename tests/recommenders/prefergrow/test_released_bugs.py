@@ -20,6 +20,7 @@ from forethought.data.batches import LengthBuckets
 from forethought.data.dataset import Dataset
 from forethought.evaluation.ranking import rank_targets
 from forethought.recipes import shipped_recipes
+from forethought.recommenders.models import build, read_recipe
 from forethought.recommenders.prefergrow import fused
 from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.fused import Corruption
@@ -28,7 +29,6 @@ from forethought.recommenders.prefergrow.kernels import FadingKernel
 from forethought.recommenders.prefergrow.model import PreferGrow
 from forethought.recommenders.prefergrow.schedules import Geometric
 from forethought.recommenders.prefergrow.score_entropy import score_entropy_reference
-from forethought.recommenders.run import build, read_recipe
 from tests.planted import ring
 
 N, GAMMA = 50, 0.9999
