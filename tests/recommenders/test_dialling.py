@@ -175,6 +175,7 @@ def test_from_the_command_line(
     told = capsys.readouterr().out
     assert "Looking at the label" in told
     assert told.splitlines()[-1] == str(path / "evaluation" / "test-dial.png")
+    assert "…" not in told.rsplit("Looking at the label", 1)[0]  # 80 columns hold the tables whole
     found = json.loads((path / "evaluation" / "test-dial.json").read_text())
     assert json.loads(out.read_text()) == found
     assert found["command"] == f"forethought {' '.join(words)}"

@@ -86,9 +86,9 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     """Of a policy, * the one of auto; − best is its NDCG@10 less the best fixed depth's."""
     difference = row["difference"]
     return {
-        "": row["rule"] + ("*" if row["auto"] else ""), "steps": row["steps"], "ndcg@10": row["ndcg@10"],
-        "by lot": row["by_lot"], "− best": difference["mean"], "95 % from": difference["low"], "to": difference["high"],
-        "ms": row["milliseconds"],
+        "": row["rule"] + ("*" if row["auto"] else ""), "steps": f"{row['steps']:.2f}", "ndcg@10": row["ndcg@10"],
+        "by lot": row["by_lot"], "− best": f"{difference['mean']:+.4f}",
+        "95 %": f"{difference['low']:+.4f} to {difference['high']:+.4f}", "ms": f"{row['milliseconds']:.2f}",
     }  # fmt: skip
 
 
