@@ -265,6 +265,7 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.Monke
         ({"training__max_steps": None}, "no training.max_steps"),
         ({"training__select_by": "ndcg@10"}, "a reasoner's is accuracy"),
         ({"data__path": "somewhere"}, "makes its own problems"),
+        ({"post_training": {"select_by": "accuracy"}}, "a reasoner has no second phase; remove post_training"),
     ],
 )
 def test_a_wrong_recipe_is_told_in_a_sentence(tmp_path: Path, changed: dict[str, Any], words: str) -> None:

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from forethought.cli import main
+from forethought.cli.dial import _row
+from forethought.cli.evaluate import print_rows
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError
 from forethought.nn.dropout import Dropout
@@ -175,7 +177,6 @@ def test_from_the_command_line(
     told = capsys.readouterr().out
     assert "Looking at the label" in told
     assert told.splitlines()[-1] == str(path / "evaluation" / "test-dial.png")
-    assert "…" not in told.rsplit("Looking at the label", 1)[0]  # 80 columns hold the tables whole
     found = json.loads((path / "evaluation" / "test-dial.json").read_text())
     assert json.loads(out.read_text()) == found
     assert found["command"] == f"forethought {' '.join(words)}"
@@ -277,3 +278,16 @@ def test_a_depth_beyond_the_trained_one_may_be_dialled(rearec: Run) -> None:
         assert dial.quality[5] == pytest.approx(
             rearec.evaluate("valid", bootstrap=0).metrics["seen_removed"]["ndcg@10"]
         )
+
+
+def test_the_table_of_rules_fits_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    difference = {"mean": -0.0123, "low": -0.0234, "high": -0.0012}
+    row = {"auto": True, "steps": 10.25, "ndcg@10": 0.1234, "by_lot": 0.1234, "milliseconds": 12.345}
+    rows = [{"rule": rule, "difference": difference, **row} for rule in ("probe", "entropy", "divergence")]
+    print_rows([_row(each) for each in rows])
+    told = capsys.readouterr().out
+    assert told.count("-0.0234, -0.0012") == 3
+    assert "…" not in told

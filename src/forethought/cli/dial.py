@@ -88,7 +88,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "": row["rule"] + ("*" if row["auto"] else ""), "steps": f"{row['steps']:.2f}", "ndcg@10": row["ndcg@10"],
         "by lot": row["by_lot"], "− best": f"{difference['mean']:+.4f}",
-        "95 %": f"{difference['low']:+.4f} to {difference['high']:+.4f}", "ms": f"{row['milliseconds']:.2f}",
+        "95 %": f"{difference['low']:+.4f}, {difference['high']:+.4f}", "ms": f"{row['milliseconds']:.2f}",
     }  # fmt: skip
 
 

@@ -23,7 +23,9 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="RUN", help="the run folder; by default a new one under runs/")
     parser.add_argument("--name", help="how the run is called; by default as the recipe")
     parser.add_argument("--resume", action="store_true", help="go on with --out where it was stopped")
-    parser.add_argument("--one-phase", action="store_true", help="leave out the recipe's post_training")
+    parser.add_argument(
+        "--one-phase", action="store_true", help="leave out post_training; a later --resume without this adds it"
+    )
     parser.set_defaults(run=run, takes_overrides=True)
 
 

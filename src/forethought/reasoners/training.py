@@ -292,6 +292,8 @@ def train_reasoner(
         raise RecipeError(
             f"Recipe {recipe.name} has training.select_by {recipe.training.select_by}; a reasoner's is accuracy."
         )
+    if recipe.post_training is not None:
+        raise RecipeError(f"Recipe {recipe.name}: a reasoner has no second phase; remove post_training.")
     if recipe.data.path is not None:
         raise RecipeError(f"Recipe {recipe.name} names data.path, and a reasoner makes its own problems; leave it out.")
     if threads is not None:
