@@ -84,9 +84,7 @@ def studies() -> dict[str, Study]:
         found[f"{data}-all"] = Study(
             "prefergrow", f"{NAMES[data]}, user-split, all prefixes", data, "removed",
             {
-                "popularity": POPULARITY,
-                "markov": System("markov", random=False),
-                "knn": System("knn", random=False),
+                **counting("beauty"),
                 "sasrec": System("sasrec/user-split"),
                 "prefergrow": System("prefergrow/user-split"),
             },
@@ -98,9 +96,7 @@ def studies() -> dict[str, Study]:
         found[data] = Study(
             "prefergrow", headline, data, "removed",
             {
-                "popularity": POPULARITY,
-                "markov": System("markov", random=False),
-                "knn": System("knn-ml1m" if recipe == "ml1m" else "knn", random=False),
+                **counting(recipe),
                 "sasrec": System(f"sasrec/{recipe}"),
                 "prefergrow": System(f"prefergrow/{recipe}"),
             },
@@ -112,6 +108,15 @@ def studies() -> dict[str, Study]:
         headline = f"{name}, leave-one-out, 2,048 validation users"
         found[f"{data}-latent"] = Study("latent-reasoning", headline, data, "removed", latent(data, recipe))
     return found
+
+
+def counting(recipe: str) -> dict[str, System]:
+    """The baselines that count."""
+    return {
+        "popularity": POPULARITY,
+        "markov": System("markov", random=False),
+        "knn": System("knn-ml1m" if recipe == "ml1m" else "knn", random=False),
+    }
 
 
 def latent(data: str, recipe: str) -> dict[str, System]:
@@ -129,9 +134,7 @@ def latent(data: str, recipe: str) -> dict[str, System]:
         "lares": System("lares/beauty", first="lares-pretrained"),
     }
     return {
-        "popularity": replace(POPULARITY, shared=f"{data}-popularity"),
-        "markov": System("markov", random=False, shared=f"{data}-markov"),
-        "knn": System("knn-ml1m" if recipe == "ml1m" else "knn", random=False, shared=f"{data}-knn"),
+        **{label: replace(row, shared=f"{data}-{label}") for label, row in counting(recipe).items()},
         "base": System(f"sasrec/{recipe}", shared=f"{data}-sasrec"),
         # a state goes through as many blocks as with two steps more
         "deeper": System(f"sasrec/{recipe}", ("--model.num_blocks", str(3 * blocks))),
