@@ -212,7 +212,7 @@ def moments(
 
         def add(site: Site, rows: Tensor, batch: list[Work]) -> None:
             of = None if groups is None else [groups[item.owner] for item in batch for _ in item.where]
-            found[site].add(rows.double().cpu().numpy(), of)
+            found[site].add(rows.cpu().double().numpy(), of)  # MPS has no float64
 
         order = sorted((i for i, count in enumerate(counts) if count), key=lambda i: -len(transcripts[i]))
         with _bar("reading states", sum(counts), quiet) as advance:

@@ -62,7 +62,7 @@ class ProgressGRU(nn.Module):
         """Progress of one thought's float ``[N, d]`` states, float64 ``[N]``."""
         self.eval()
         parameter = self.head.weight
-        return np.asarray(self(states[None].to(parameter))[0].double().cpu().numpy())
+        return np.asarray(self(states[None].to(parameter))[0].cpu().double().numpy())
 
     @classmethod
     def fit(

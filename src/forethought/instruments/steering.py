@@ -120,7 +120,7 @@ class Steering:
     def dose(self) -> Dose:
         """The norms of what is added, site by site and summed up along the stream."""
         order: list[Site] = sorted(self.vectors, key=lambda site: float("inf") if site == "norm" else float(site))
-        vectors = torch.stack([self.vectors[site].detach().double().cpu() for site in order])
+        vectors = torch.stack([self.vectors[site].detach().cpu().double() for site in order])
         sums = vectors.cumsum(dim=0)
         if order[-1] == "norm":
             sums[-1] = vectors[-1]
