@@ -17,10 +17,8 @@ from torch import Tensor
 from forethought.errors import ArtefactError, DataError
 from forethought.recommenders.base import newest
 from forethought.recommenders.prefergrow.growing import noise_levels
-from forethought.recommenders.prefergrow.model import PreferGrow
+from forethought.recommenders.prefergrow.model import AT_ONCE, PreferGrow
 from forethought.recommenders.run import Run
-
-AT_ONCE = 64  # chains whose laws are held together: 64 x 21 x 12,000 doubles are 130 MB
 
 
 @dataclass(frozen=True)

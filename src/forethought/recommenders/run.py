@@ -141,8 +141,9 @@ class Run:
             history: the items' own ids, oldest first.
             k: how many.
             exclude_seen: leave out items of the history.
-            chains: of a PreferGrow, draw the list by so many random chains: another ``seed`` gives another list, and
-                scores are the share of chains. 0 is the deterministic ranking.
+            chains: of a PreferGrow, draw the list by so many random chains: another ``seed`` gives another list. Scores
+                are nearly the share of chains that ended in an item; those that none ended in follow, as the model
+                likes them (with ``point`` none do). 0 is the deterministic ranking.
             seed: of the chains.
             steps: of latent reasoning, before a ReaRec or a LARES answers; by default as many as it was trained for.
                 ``auto`` takes as many as the run's dial gives this history.

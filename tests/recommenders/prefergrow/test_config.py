@@ -33,6 +33,10 @@ def make(dataset: Dataset, keys: dict[str, Any]) -> None:
         ({"hidden_size": 7, "num_heads": 1}, "hidden_size is 7"),
         ({"hidden_size": 7, "num_heads": 1, "encoder": "paper", **MARGINAL}, "hidden_size is 7"),
         ({"hidden_size": 8, "num_heads": 3}, "hidden_size 8"),
+        ({"kernel": "hybrid", "disliked_item": False}, "kernel hybrid has the disliked item"),
+        ({"score_method": "diffcos", **MARGINAL}, "score_method diffcos takes away the present state"),
+        ({"score_method": "diffcosNorm", **MARGINAL}, "score_method diffcosNorm takes away"),
+        ({"guidance": 2.0, "nonpreference_user_ratio": 0.0}, "guidance is 2.0 and nonpreference_user_ratio 0"),
         ({"head": "none"}, "head none needs parametrization marginal"),
         *(({key: -0.1}, f"{key} is -0.1") for key in ("gamma", "nonpreference_user_ratio", "beta", "ce_weight")),
         *(({key: 1.1}, f"{key} is 1.1") for key in ("gamma", "nonpreference_user_ratio")),
@@ -47,6 +51,7 @@ def make(dataset: Dataset, keys: dict[str, Any]) -> None:
         ({"sigma_min": 1e-8}, "sigma_min is 1e-08 and sigma_max 10.0"),
         ({"sigma_max": 1000.0}, "sigma_max 1000.0; the one has to be less"),
         ({"schedule": "log_linear", "eps": 1.0}, "eps is 1"),
+        ({"schedule": "log_linear", "eps": 1e-8}, "eps is 1e-08"),
         ({"kernel": "block", "block_by": "category", **MARGINAL}, r"model\.block_by"),
         ({"kernel": "pairs"}, r"model\.kernel"),
     ],
@@ -66,6 +71,8 @@ def test_what_does_not_go_together_is_refused(tiny: Dataset, keys: dict[str, Any
         {"hidden_size": 7, "num_heads": 1, **MARGINAL},  # no sinusoids there
         {"kernel": "block", **MARGINAL},
         {"kernel": "block", **EXACT},
+        {"kernel": "pair", "gamma": 0.5, "scoring_sigma": 2.0, **MARGINAL},  # numbers a search over parts may keep
+        {"nonpreference_user_ratio": 0.0},
         {"gamma": 0.0, "nonpreference_user_ratio": 1.0, "beta": 0.0, "growing_steps": 0},
     ],
     ids=str,

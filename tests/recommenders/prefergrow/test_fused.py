@@ -203,3 +203,18 @@ def test_softmax_cross_entropy_equals_torch(monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(found, expected)
         for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_a_row_without_an_edge_teaches_nothing_however_high_it_scores() -> None:
+    """Of ``point`` nothing fades to an item, so a target that is still there has no ratios to learn."""
+    kernel, here = FadingKernel.point(N), torch.tensor([2, 3])
+    query = torch.tensor([[100.0], [1.0]], requires_grad=True)
+    vectors = torch.ones(N + 1, 1, requires_grad=True)
+    noise = Corruption(here, torch.tensor([2, N]), torch.tensor([0.5, 0.5]), torch.ones(2))
+    loss = fused.score_entropy(query, vectors, kernel, noise)
+    alone = fused.score_entropy(query[1:], vectors, kernel, Corruption(*(field[1:] for field in noise)))
+    torch.testing.assert_close(loss, alone)
+    for ours, theirs in zip(gradients(loss, (query, vectors)), gradients(alone, (query, vectors)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    nothing = fused.score_entropy(query[:1], vectors, kernel, Corruption(*(field[:1] for field in noise)))
+    assert nothing.item() == 0

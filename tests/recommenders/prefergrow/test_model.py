@@ -337,7 +337,35 @@ def test_a_thought_is_one_guided_chain(make: Make, keys: dict[str, Any]) -> None
         liked, anybody = (
             plain_query(model, who, model.embedding.weight[1:][x], sigma) for who in (newest(model), nobody(model, 3))
         )
-        assert_close(thoughts[0].states[:, step], 3.0 * liked - 2.0 * anybody, **ROUNDED)
+        expected = 3.0 * liked - 2.0 * anybody
+        if model.config.parametrization == "marginal":  # the query is of the user alone; the step shows in where x_t is
+            expected = torch.cat([expected, model.embedding.weight[1:][x]], dim=1)
+        assert_close(thoughts[0].states[:, step], expected, **ROUNDED)
+
+
+@pytest.mark.parametrize("loss", ["score_entropy", "bce"])
+def test_the_strongest_noise_leaves_the_loss_finite(loss: str) -> None:
+    """At σ = 20 of ``point`` 1 - α is 1 in float32; what is left for the items is α, and no difference."""
+    torch.manual_seed(0)
+    model = PreferGrow(PreferGrowConfig(num_items=N, max_length=5, kernel="point", sigma_max=20.0, loss=loss))
+    for _ in range(20):
+        model.zero_grad()
+        value = model(HISTORY.expand(64, -1, -1).flatten(0, 1), TARGET.expand(64, -1, -1).flatten(0, 1)).loss
+        value.backward()
+        assert bool(value.isfinite())
+        assert all(bool(each.grad.isfinite().all()) for each in model.parameters() if each.grad is not None)
+    alpha = torch.tensor([2e-9])
+    offset = model._offset(model.fading, torch.tensor([N]), alpha)
+    assert float(offset.items) == pytest.approx(math.log(2e-9 / N), rel=1e-5)
+
+
+def test_a_steep_popularity_kernel_stays_in_range(tiny: Dataset) -> None:
+    config = PreferGrowConfig(num_items=tiny.num_items, max_length=5, kernel="popularity", beta=200.0)
+    model = PreferGrow(config)
+    model.observe(tiny)
+    weights = (tiny.item_counts()[1:] + 1.0) ** 200.0  # beyond float32
+    expected = config.gamma * weights / weights.sum()
+    assert_close(model.fading.p[:-1].double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-30)
 
 
 def test_without_a_head_guidance_or_swaps_it_is_sasrec(make: Make) -> None:

@@ -24,7 +24,8 @@ class PreferGrowConfig(RecommenderConfig):
             ``pair`` and ``block`` have not).
         block_by: what the groups of ``block`` are: each item's first ``category``, or ``num_groups`` equal parts of
             the catalogue by ``popularity``.
-        schedule, sigma_min, sigma_max, eps: the noise over time.
+        schedule: the noise over time, between ``sigma_min`` and ``sigma_max`` where it is ``geometric``, until a share
+            ``eps`` of the preference is left where it is ``log_linear``.
         time_grid: draw training times from the T + 1 points the release uses; 0 draws them continuously.
         parametrization: ``score``: the network gives log-ratios (the paper). ``marginal``: it gives the logits of the
             preference, and the ratios at every state and noise level follow exactly from the kernel.
@@ -37,12 +38,12 @@ class PreferGrowConfig(RecommenderConfig):
         ratio_offset: add to the network's log-ratios those of a user who likes every item alike, known exactly at every
             state and noise level, so that the network starts at the right scale (``score`` only).
         score_method, head, item_bias, temperature: of the score head; ``temperature`` is for the normalised methods.
-        noise_features: what the noise embedding reads.
+        noise_features: what the noise embedding reads (``score`` only).
         nonpreference_user_ratio: how often training swaps the user for the non-preference user.
         guidance: w in s = w s(user) + (1 - w) s(non-preference user), s being the log-ratios (``score``) or the
             logits of the preference (``marginal``).
         growing_steps, sampler: of chains.
-        scoring_sigma: noise level at which the one-step ranking reads the ratios.
+        scoring_sigma: noise level at which the one-step ranking reads the ratios (``score`` only).
     """
 
     model_type = "forethought-prefergrow"
@@ -100,7 +101,8 @@ class PreferGrowConfig(RecommenderConfig):
                 raise ValueError(f"{key} is {getattr(self, key)}; it has to be greater than 0")
 
     def validate_parts(self) -> None:
-        """Refuse parts that do not go together, and keys that the chosen parts would ignore."""
+        """Refuse parts that do not go together. A number that the chosen parts do not read is let be, so that a search
+        over parts may keep it."""
         marginal, exact, paper = self.parametrization == "marginal", self.loss == "exact", self.encoder == "paper"
         for wrong, why in (
             (exact and not marginal, "loss exact needs parametrization marginal"),
@@ -108,6 +110,14 @@ class PreferGrowConfig(RecommenderConfig):
             (self.head == "none" and not marginal, "head none needs parametrization marginal: it reads the user alone"),
             (self.kernel == "block" and not marginal, "kernel block needs parametrization marginal: ratios do not "
              "compare items of different groups"),
+            (self.kernel in ("point", "hybrid") and not self.disliked_item,
+             f"kernel {self.kernel} has the disliked item; disliked_item false goes with popularity and adaptive"),
+            (self.score_method in ("diffcos", "diffcosNorm") and marginal,
+             f"score_method {self.score_method} takes away the present state, which parametrization marginal does not "
+             "read; choose oricos, or oricosNorm1"),
+            (self.guidance != 1 and self.nonpreference_user_ratio == 0,
+             f"guidance is {self.guidance} and nonpreference_user_ratio 0; a non-preference user who is never trained "
+             "guides nobody"),
             (exact and self.raw, "raw goes with the drawn losses, not with loss exact"),
             (exact and self.ce_weight > 0, "ce_weight adds to the drawn losses; loss exact is a cross-entropy already"),
             (exact and self.time_grid > 0, "time_grid goes with the drawn losses; loss exact draws no times"),

@@ -34,10 +34,6 @@ class Corruption(NamedTuple):
     alpha: Tensor
     weight: Tensor
 
-    def rows(self, part: slice) -> Corruption:
-        """The rows of a slice."""
-        return Corruption(*(field[part] for field in self))
-
 
 class Offset(NamedTuple):
     """What is added to the scores of every item, and to those of the disliked item: float ``[B]`` each, no gradient."""
@@ -228,6 +224,9 @@ def score_entropy(
         bias: float ``[M]`` or None.
         offset: added to the scores; kept out of the bfloat16 products, which would round it.
     """
+    trained = (noise.weight * kernel.p[noise.x_t] > 0).nonzero()[:, 0]  # what nothing fades to has no edge
+    query, noise = query[trained], Corruption(*(field[trained] for field in noise))
+    offset = None if offset is None else Offset(*(field[trained] for field in offset))
     dtype = product_dtype(vectors)
     with torch.autocast(query.device.type, enabled=False):
         # torch does not annotate Function.apply

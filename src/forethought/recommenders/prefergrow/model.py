@@ -20,6 +20,9 @@ from forethought.recommenders.prefergrow.network import NoiseEmbedding, PaperBlo
 from forethought.recommenders.prefergrow.schedules import Geometric, LogLinear, NoiseSchedule, sample_times
 
 
+AT_ONCE = 64  # chains whose laws are held together: a step of 64 with 12,000 states holds 6 MB in each of its arrays
+
+
 class PreferGrow(Recommender):
     """States are 0..N-1 for items 1..N, and N for the disliked item where the kernel has one.
 
@@ -77,7 +80,7 @@ class PreferGrow(Recommender):
     def observe(self, dataset: Dataset) -> None:
         if self.config.kernel == "popularity":
             counts = torch.from_numpy(dataset.item_counts()[1:]).double()
-            self.fading = self._kernel((counts + 1).pow(self.config.beta).float())
+            self.fading = self._kernel((self.config.beta * (counts + 1).log()).softmax(0).float())
         if self.config.kernel == "block":
             self.fading = FadingKernel.block(self._groups(dataset))
 
@@ -167,9 +170,9 @@ class PreferGrow(Recommender):
         n, states = self.config.num_items, self.config.num_states
         if not self.config.ratio_offset or states == n:
             return None
-        disliked = (1 - alpha) * kernel.p[n]
-        item = ((1 - disliked) / n).log()
-        disliked = disliked.clamp(min=torch.finfo(alpha.dtype).tiny).log()
+        fade, tiny = 1 - alpha, torch.finfo(alpha.dtype).tiny
+        item = ((alpha + fade * kernel.p[:n].sum()) / n).clamp(min=tiny).log()
+        disliked = (fade * kernel.p[n]).clamp(min=tiny).log()
         now = torch.where(x_t == n, disliked, item)
         return Offset(item - now, disliked - now)
 
@@ -243,20 +246,24 @@ class PreferGrow(Recommender):
         guidance: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Scores for a list that differs from draw to draw: what ``chains`` chains end in, averaged.
+        """Scores for a list that differs from draw to draw: the last distribution of ``chains`` chains, averaged.
 
-        Few chains favour variety, many approach the model's own law.
+        Few chains favour variety, many approach the model's own law. A chain puts nearly all of its mass on the item
+        it ends in; what is left goes to others as the model likes them, and with ``point`` to none.
 
         Args:
             history: int64 ``[B, L]``, padded on the right with 0.
             steps, guidance, generator: as in :meth:`grow`.
 
         Returns:
-            float64 ``[B, N]``, probabilities of items 1..N.
+            float64 ``[B, N]``, probabilities of items 1..N; what a row lacks to 1 is the disliked item's.
         """
         total = torch.zeros(len(history), self.config.num_items, dtype=torch.float64, device=history.device)
-        for _ in range(chains):
-            total += self.grow(history, steps, guidance, generator).denoised[:, : self.config.num_items]
+        together = max(AT_ONCE // max(len(history), 1), 1)
+        for begun in range(0, chains, together):
+            rows = history.repeat_interleave(min(together, chains - begun), dim=0)
+            denoised = self.grow(rows, steps, guidance, generator).denoised
+            total += denoised.view(len(history), -1, self.config.num_states).sum(dim=1)[:, : self.config.num_items]
         return total / chains
 
     def preference(self, user: Tensor, guidance: float | None = None) -> Tensor:
@@ -302,7 +309,8 @@ class PreferGrow(Recommender):
     def think(self, history: Tensor, steps: int | None = None, generator: torch.Generator | None = None) -> Thought:
         """One grown chain a user: the guided query and the law it gives at each of the T + 1 steps.
 
-        Answers are over the N items; what their rows lack to 1 is the disliked item's. ``generator`` makes the draws.
+        A ``marginal`` query is of the user alone, so e(x_t) stands behind it and states are ``2 d`` wide. Answers are
+        over the N items; what their rows lack to 1 is the disliked item's. ``generator`` makes the draws.
         """
         user, nobody = self.user(history), self.nonpreference_user[None]
         growth = self.grow(history, steps, generator=generator, trace=True)
@@ -312,7 +320,8 @@ class PreferGrow(Recommender):
         for x, sigma in zip(growth.states[:, :-1].T, growth.sigmas[:-1].to(user.dtype), strict=True):
             levels = sigma.expand(len(user))
             unconditional = self._query(nobody.expand(len(user), -1), table[x], levels)
-            queries.append(self._guide(self._query(user, table[x], levels), unconditional))
+            query = self._guide(self._query(user, table[x], levels), unconditional)
+            queries.append(query if self.noise is not None else torch.cat([query, table[x]], dim=1))
         states = torch.stack(queries, dim=1)
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         return Thought(states, mask, "grow", growth.distributions[..., : self.config.num_items])

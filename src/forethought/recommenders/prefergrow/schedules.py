@@ -61,8 +61,11 @@ class LogLinear:
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps < 1:
-            raise RecipeError(f"eps is {self.eps}; it is the share of preference left at t = 1, between 0 and 1.")
+        if not 1e-6 <= self.eps < 1:
+            raise RecipeError(
+                f"eps is {self.eps}; it is the share of preference left at t = 1, less than 1 and at least 1e-6, below "
+                "which float32 knows none."
+            )
 
     def sigma(self, t: Tensor) -> Tensor:
         """σ(t)."""
