@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from forethought.data.dataset import Dataset
+from forethought.errors import DataError
 from forethought.recommenders import MODELS, model_class
 from forethought.recommenders.base import Recommender, newest
 from forethought.recommenders.counting import CountingRecommender
@@ -74,6 +75,14 @@ def test_scores_every_item(model: Recommender) -> None:
     assert scores.dtype == torch.float32
     assert bool(scores.isfinite().all())
     assert len(scores[0].unique()) > 1  # it tells items apart
+
+
+def test_what_is_longer_than_a_network_reads_is_refused(model: Recommender) -> None:
+    if isinstance(model, CountingRecommender):
+        assert model.score(HISTORY).shape == (4, NUM_ITEMS)  # it counts as much as there is
+        return
+    with pytest.raises(DataError, match=r"The histories are 5 items long, and the model reads 4 \(max_length\); cut"):
+        model.score(HISTORY)
 
 
 def test_padding_and_neighbours_do_not_change_a_score(model: Recommender) -> None:
