@@ -50,6 +50,19 @@ def read_recipe(
     return Recipe.load(recipe_path(recipe), config_class, overrides)
 
 
+def data_folder(recipe: Recipe) -> str:
+    """Where the data of a recipe lies.
+
+    Raises:
+        RecipeError: it names none.
+    """
+    if recipe.data.path is None:
+        raise RecipeError(
+            f"Recipe {recipe.name} names no data; give --data.path FOLDER (made with 'forethought data prepare')."
+        )
+    return recipe.data.path
+
+
 def build(recipe: Recipe, dataset: Dataset) -> Recommender:
     """The untrained model of a recipe, having observed the training part; its weights depend on ``recipe.seed``.
 
