@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +215,45 @@ def test_divergence_is_said(recipe: Change, data: Dataset, folder: Path):
     with pytest.raises(RecipeError, match=r"Training diverged: the loss is nan at step 10; lower"):
         fit(recipe(), data, folder, callbacks=[Break()])
     assert list(checkpoints(folder / "checkpoints")) == [5]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), False),  # a tracker's
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True),
+        (OSError("no number"), False),
+    ],
+)
+def test_only_what_is_wrong_with_the_place_is_told_as_such(
+    recipe: Change, data: Dataset, folder: Path, error: OSError, told: bool
+):
+    class Report(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            raise error
+
+    with pytest.raises(ArtefactError if told else type(error)) as caught:
+        fit(recipe(), data, folder, callbacks=[Report()])
+    if told:
+        assert str(caught.value) == f"Cannot write to {folder}: No space left on device; choose another --out."
+    else:
+        assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed", True), ("CUDA out of memory", False)],
+)
+def test_a_checkpoint_that_fails_for_another_reason_than_its_place(
+    recipe: Change, data: Dataset, folder: Path, words: str, told: bool, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(ArtefactError if told else RuntimeError, match="Cannot write to" if told else words) as caught:
+        fit(recipe(), data, folder)
+    assert isinstance(caught.value, ArtefactError) is told
 
 
 def test_what_cannot_be_done_is_said(recipe: Change, data: Dataset, folder: Path):

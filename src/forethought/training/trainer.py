@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import time
 from operator import itemgetter
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainingArguments
 
+from forethought.atomic import PLACE
 from forethought.data.batches import LengthBuckets
 from forethought.errors import ArtefactError, RecipeError
 from forethought.training.checkpoints import checkpoint_path, checkpoints, publish, seal, verify
@@ -31,6 +33,7 @@ from forethought.training.progress import JsonLines, ProgressBar
 from forethought.training.recipe import Recipe
 
 AVERAGE = "average.safetensors"  # of the weights, beside model.safetensors in a checkpoint
+WRITER = re.compile("PytorchStreamWriter|inline_container|unexpected pos")  # torch's words for a file it cannot write
 LOG_STEPS = 50  # the running loss is brought from the device once in so many steps
 
 
@@ -133,6 +136,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
         try:
             self.train(resume_from_checkpoint=str(newest[0]) if newest else None)
         except OSError as error:
+            if not _of_the_place(error):
+                raise
             raise self._cannot_write(error) from error
         finally:
             if self.progress is not None:
@@ -251,6 +256,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
                 seal(scratch)
                 publish(scratch, folder, step, self.state.best_global_step)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            if not _of_the_place(error):
+                raise
             failure = self._cannot_write(error)
             shutil.rmtree(scratch, ignore_errors=True)
             raise failure from error
@@ -350,6 +357,13 @@ def training_arguments(recipe: Recipe, output: Path, device: str | None, *, eval
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs in one process would be DataParallel; several processes are wanted
     return arguments
+
+
+def _of_the_place(error: Exception) -> bool:
+    """Whether the run folder could not be written, and not something else failed, such as a tracker's connection."""
+    if isinstance(error, OSError):
+        return error.errno in PLACE
+    return isinstance(error, safetensors.SafetensorError) or WRITER.search(str(error)) is not None
 
 
 def _read(path: Path) -> dict[str, Tensor]:
