@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -120,21 +121,15 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
             resume: go on from the newest checkpoint, if there is one.
 
         Raises:
-            ArtefactError: the newest checkpoint is damaged, or the folder cannot be written.
+            ArtefactError: the newest checkpoint or the best is damaged, all are gone, or the folder cannot be written.
         """
-        folder = Path(self.args.output_dir)
-        newest = list(checkpoints(folder).values())[-1:] if resume else []
-        for checkpoint in newest:
-            try:
-                verify(checkpoint)
-            except ArtefactError as error:
-                raise ArtefactError(f"{error} Remove that folder to go on from an earlier checkpoint.") from error
+        newest = self._newest() if resume else None
         keep_freed_memory()
         # different noise in each process; on resume the states in the checkpoint replace it
         torch.manual_seed(self.recipe.seed + self.args.process_index)
         self._began = time.monotonic()
         try:
-            self.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+            self.train(resume_from_checkpoint=str(newest) if newest else None)
         except OSError as error:
             if not _of_the_place(error):
                 raise
@@ -143,6 +138,40 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
             if self.progress is not None:
                 self.progress.close()
         self.take_best()
+
+    def _newest(self) -> Path | None:
+        """The checkpoint to go on from; None before the first was written.
+
+        Raises:
+            ArtefactError: it or the best one is damaged, or all that were written are gone.
+        """
+        folder = Path(self.args.output_dir)
+        found = list(checkpoints(folder).values())
+        if not found:
+            if self._has_saved():
+                raise ArtefactError(f"{folder} has lost its checkpoints; train again in another --out.")
+            return None
+        *earlier, newest = found
+        advice = f"Remove that folder to go on from {earlier[-1].name}." if earlier else "Train again in another --out."
+        try:
+            verify(newest)
+        except ArtefactError as error:
+            raise ArtefactError(f"{error} {advice}") from error
+        # the state names the best checkpoint by step; where the run folder lies may have changed
+        best = json.loads((newest / "trainer_state.json").read_text())["best_global_step"]
+        if best is not None:
+            try:  # before anything is trained, though only the end needs it
+                verify(checkpoint_path(folder, best))
+            except ArtefactError as error:
+                raise ArtefactError(f"{error} It is the best so far; train again in another --out.") from error
+        return newest
+
+    def _has_saved(self) -> bool:
+        """Whether the log goes on after the first checkpoint was due."""
+        log, every = self.folder / "log.jsonl", self.recipe.training.evaluate_every
+        lines = log.read_text().split("\n")[:-1] if log.is_file() else []  # a kill may have left half a line
+        key, first = ("epoch", 1) if every == "epoch" else ("step", every)
+        return any(json.loads(line)[key] > first for line in lines)
 
     @property
     def seconds(self) -> float:
@@ -279,12 +308,6 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         progress: tuple[int, int] = super()._init_training_state(*args, **kwargs)
-        # the state names the best checkpoint by step; where the run folder lies may have changed
-        best = self.state.best_global_step
-        if best is not None and not checkpoint_path(Path(self.args.output_dir), best).is_dir():
-            raise ArtefactError(
-                f"{self.args.output_dir} has lost its best checkpoint-{best}; train again without --resume."
-            )
         if self.state.log_history:
             self._seconds_before = self.state.log_history[-1].get("seconds", 0.0)
         return progress
