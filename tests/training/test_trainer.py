@@ -21,7 +21,7 @@ from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import rank_targets
 from forethought.recommenders.models import build
-from forethought.training.checkpoints import checkpoints
+from forethought.training.checkpoints import checkpoints, seal
 from forethought.training.devices import find_precision
 from forethought.training.ranking import RankingTrainer
 from forethought.training.recipe import Recipe
@@ -234,6 +234,19 @@ def test_a_damaged_best_checkpoint_is_found_before_anything_is_trained(recipe: C
     shutil.rmtree(best)
     with pytest.raises(ArtefactError, match=rf"{best.name} is damaged: .* It is the best so far"):
         fit(chosen, data, folder, resume=True)
+
+
+def test_a_checkpoint_of_other_processes_is_refused(recipe: Change, data: Dataset, folder: Path):
+    fit(recipe(training__epochs=1), data, folder)
+    (checkpoint,) = checkpoints(folder / "checkpoints").values()
+    shutil.copy(checkpoint / "rng_state.pth", checkpoint / "rng_state_0.pth")
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_1.pth")  # as two processes leave it
+    (checkpoint / "files.json").unlink()
+    seal(checkpoint)
+    with pytest.raises(
+        ArtefactError, match=r"checkpoint-5 was written with processes 2, not 1; start as many or choose"
+    ):
+        fit(recipe(training__epochs=2), data, folder, resume=True)
 
 
 @pytest.mark.parametrize(("every", "first"), [("epoch", 5), (3, 3)])

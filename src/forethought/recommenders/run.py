@@ -270,8 +270,7 @@ def train(
     before: dict[str, Any] = {}
     if resume and (folder / "recipe.yaml").is_file():
         before, begun = read_record(folder), Recipe.load(folder / "recipe.yaml", config_class)
-        check_same(folder, begun, recipe, dataset.fingerprint, before)
-        if before["status"] == "finished" and (begun.post_training or not recipe.post_training):
+        if not check_same(folder, begun, recipe, before, record):
             return Run.open(folder, device)
         record["started"] = before["started"]
     began = time.monotonic()
@@ -293,8 +292,8 @@ def train(
         if record["parameters"]:
             trainer = RankingTrainer(model, dataset, recipe, folder, device=device, quiet=quiet)
             trainer.fit(resume)
-            record |= {"processes": trainer.args.world_size, "seconds": record["seconds"] + trainer.seconds}
-            record |= {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step}
+            record |= {"seconds": record["seconds"] + trainer.seconds, "steps": trainer.state.global_step}
+            record["best_step"] = trainer.state.best_global_step
             if recipe.post_training is not None:
                 record["post_training"] = _post_train(trainer, model, dataset, recipe, folder, device, quiet, resume)
                 record["seconds"] += record["post_training"]["seconds"]

@@ -121,7 +121,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
             resume: go on from the newest checkpoint, if there is one.
 
         Raises:
-            ArtefactError: the newest checkpoint or the best is damaged, all are gone, or the folder cannot be written.
+            ArtefactError: the newest checkpoint or the best is damaged or of another number of processes, all are gone,
+                or the folder cannot be written.
         """
         newest = self._newest() if resume else None
         keep_freed_memory()
@@ -143,7 +144,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
         """The checkpoint to go on from; None before the first was written.
 
         Raises:
-            ArtefactError: it or the best one is damaged, or all that were written are gone.
+            ArtefactError: it or the best one is damaged, another number of processes wrote it, or all that were written
+                are gone.
         """
         folder = Path(self.args.output_dir)
         found = list(checkpoints(folder).values())
@@ -157,6 +159,14 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
             verify(newest)
         except ArtefactError as error:
             raise ArtefactError(f"{error} {advice}") from error
+        # one file of random states a process; the base class goes on without its own
+        written, processes = {path.name for path in newest.glob("rng_state*.pth")}, self.args.world_size
+        names = {f"rng_state_{index}.pth" for index in range(processes)} if processes > 1 else {"rng_state.pth"}
+        if written != names:
+            raise ArtefactError(
+                f"{newest} was written with processes {len(written)}, not {processes}; start as many or choose another "
+                "--out."
+            )
         # the state names the best checkpoint by step; where the run folder lies may have changed
         best = json.loads((newest / "trainer_state.json").read_text())["best_global_step"]
         if best is not None:
