@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -10,6 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forethought.errors import ArtefactError
+
+# what an OSError says of a place to write to, and a user can mend by freeing or choosing another
+PLACE = {
+    errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST,
+    errno.EISDIR,
+}  # fmt: skip
 
 
 def _explain(target: Path, error: OSError) -> ArtefactError:

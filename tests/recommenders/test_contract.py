@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from forethought.data.dataset import Dataset
+from forethought.errors import ArtefactError, DataError
 from forethought.recommenders import MODELS, model_class
 from forethought.recommenders.base import Recommender, newest
 from forethought.recommenders.counting import CountingRecommender
+from forethought.recommenders.models import open_model, save_model
+from forethought.training.checkpoints import seal
 
 from .logs import NUM_ITEMS
 
@@ -76,6 +80,14 @@ def test_scores_every_item(model: Recommender) -> None:
     assert len(scores[0].unique()) > 1  # it tells items apart
 
 
+def test_what_is_longer_than_a_network_reads_is_refused(model: Recommender) -> None:
+    if isinstance(model, CountingRecommender):
+        assert model.score(HISTORY).shape == (4, NUM_ITEMS)  # it counts as much as there is
+        return
+    with pytest.raises(DataError, match=r"The histories are 5 items long, and the model reads 4 \(max_length\); cut"):
+        model.score(HISTORY)
+
+
 def test_padding_and_neighbours_do_not_change_a_score(model: Recommender) -> None:
     together = model.score(newest(HISTORY, 4))
     for row, history in enumerate(HISTORY):
@@ -113,6 +125,23 @@ def test_a_saved_model_scores_alike(model: Recommender, tmp_path: Path) -> None:
     before, after = model.state_dict(), again.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_folder_with_other_weights_is_refused(model: Recommender, tiny: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_model(model, tiny.catalog, folder)
+    again, _ = open_model(folder, None)
+    assert_close(again.score(HISTORY[:2, :3]), model.score(HISTORY[:2, :3]))
+    weights = load_file(folder / "model.safetensors")
+    name, value = next(iter(weights.items()))
+    others = {key: kept for key, kept in weights.items() if key != name}
+    more = {**weights, "other": value.clone()}
+    for changed, wrong in ((others, f"{name} are missing"), (more, "other are unexpected")):
+        save_file(changed, folder / "model.safetensors", {"format": "pt"})
+        (folder / "files.json").unlink()
+        seal(folder)
+        with pytest.raises(ArtefactError, match=rf"model cannot be opened as a model: the weights {wrong}; train"):
+            open_model(folder, None)
 
 
 def test_inner_products_are_the_scores(model: Recommender) -> None:

@@ -96,10 +96,22 @@ def test_chains_and_a_number_of_steps_exclude_each_other(tiny: Dataset) -> None:
         grower(tiny).recommend_user("user 0", chains=5, steps=2)
 
 
-@pytest.mark.parametrize("bad", [{"chains": 0}, {"steps": -1}, {"guidance": ()}])
-def test_growing_without_chains_steps_or_guidance_is_refused(tiny: Dataset, bad: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="at least"):
-        grow_user(grower(tiny), "user 0", **bad)
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ({"chains": 0}, "chains is 0; it has to be a whole number of 1 or more"),
+        ({"chains": 1.5}, "chains is 1.5; it has to be a whole number"),
+        ({"steps": -1}, "steps is -1; it has to be a whole number of 0 or more"),
+        ({"steps": 3.0}, "steps is 3.0; it has to be a whole number"),
+        ({"seed": -1}, "seed is -1; it has to be a whole number"),
+        ({"guidance": ()}, r"guidance is \(\); it has to be one finite number or more"),
+        ({"guidance": (1.0, float("nan"))}, r"guidance is \(1.0, nan\); it has to be one finite number or more"),
+        ({"guidance": (float("inf"),)}, r"guidance is \(inf,\); it has to be one finite number or more"),
+    ],
+)
+def test_growing_by_numbers_that_do_not_fit_is_refused(tiny: Dataset, bad: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        grow_user(grower(tiny, parametrization="marginal"), "user 0", **bad)
 
 
 def test_every_user_has_a_picture_of_their_own(tiny: Dataset, tmp_path: Path) -> None:

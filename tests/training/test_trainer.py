@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.metrics import mean_metrics
 from forethought.evaluation.ranking import rank_targets
 from forethought.recommenders.models import build
-from forethought.training.checkpoints import checkpoints
+from forethought.training.checkpoints import checkpoints, seal
 from forethought.training.devices import find_precision
 from forethought.training.ranking import RankingTrainer
 from forethought.training.recipe import Recipe
@@ -131,21 +133,23 @@ def test_the_average_is_evaluated_kept_and_restored(recipe: Change, data: Datase
     assert logged == [pytest.approx(valid(trainer.model, data), abs=1e-12)]  # one evaluation, at the end
 
 
+class StopError(Exception):
+    pass
+
+
+class StopAt(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise StopError
+
+
 @pytest.mark.parametrize("every", ["epoch", 3])
 def test_going_on_gives_the_same_weights_and_the_same_log(
     recipe: Change, data: Dataset, folder: Path, every: str | int
 ):
-    class StopError(Exception):
-        pass
-
-    class StopAt(TrainerCallback):  # type: ignore[misc]
-        def __init__(self, step: int) -> None:
-            self.step = step
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == self.step:
-                raise StopError
-
     chosen = recipe(
         model__dropout=0.3, model__loss="sampled", training__epochs=4, training__ema_decay=0.9,
         training__gradient_accumulation_steps=2, training__batch_size=30, training__evaluate_every=every,
@@ -192,8 +196,79 @@ def test_damaged_checkpoints_are_refused_and_half_written_ones_ignored(recipe: C
     content = bytearray((newest / "optimizer.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (newest / "optimizer.pt").write_bytes(content)
-    with pytest.raises(ArtefactError, match=rf"{newest.name} is damaged: optimizer.pt is not what was written. Remove"):
+    with pytest.raises(ArtefactError, match=rf"{newest.name} is damaged: optimizer.pt is not what was written. Train"):
         fit(recipe(training__epochs=4), data, folder, resume=True)
+
+
+def damage(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
+
+
+def test_a_damaged_best_checkpoint_is_found_before_anything_is_trained(recipe: Change, data: Dataset, folder: Path):
+    chosen = recipe(training__epochs=60, training__patience=3, training__learning_rate=0.3)
+    first = fit(chosen, data, folder)  # steps this large wander: the best epoch is not the last
+    best, last = checkpoints(folder / "checkpoints").values()
+    damage(best)
+
+    class Never(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            pytest.fail("it trains")
+
+    sentence = (
+        rf"{best.name} is damaged: model.safetensors is not what .* the best so far; train again in another --out"
+    )
+    with pytest.raises(ArtefactError, match=sentence):
+        fit(chosen, data, folder, resume=True, callbacks=[Never()])
+    damage(best)  # the same bit again
+    damage(last)
+    with pytest.raises(
+        ArtefactError, match=rf"{last.name} is damaged: .* Remove that folder to go on from {best.name}"
+    ):
+        fit(chosen, data, folder, resume=True)
+    shutil.rmtree(last)
+    again = fit(chosen, data, folder, resume=True)
+    assert again.state.global_step == first.state.global_step
+    assert all(torch.equal(value, weights(first.model)[name]) for name, value in weights(again.model).items())
+    shutil.rmtree(best)
+    with pytest.raises(ArtefactError, match=rf"{best.name} is damaged: .* It is the best so far"):
+        fit(chosen, data, folder, resume=True)
+
+
+def test_a_checkpoint_of_other_processes_is_refused(recipe: Change, data: Dataset, folder: Path):
+    fit(recipe(training__epochs=1), data, folder)
+    (checkpoint,) = checkpoints(folder / "checkpoints").values()
+    shutil.copy(checkpoint / "rng_state.pth", checkpoint / "rng_state_0.pth")
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_1.pth")  # as two processes leave it
+    (checkpoint / "files.json").unlink()
+    seal(checkpoint)
+    with pytest.raises(
+        ArtefactError, match=r"checkpoint-5 was written with processes 2, not 1; start as many or choose"
+    ):
+        fit(recipe(training__epochs=2), data, folder, resume=True)
+
+
+@pytest.mark.parametrize(("every", "first"), [("epoch", 5), (3, 3)])
+def test_a_run_without_checkpoints_begins_again_only_where_there_were_none(
+    recipe: Change, data: Dataset, folder: Path, every: str | int, first: int
+):
+    chosen = recipe(training__evaluate_every=every)
+    with pytest.raises(StopError):
+        fit(chosen, data, folder, callbacks=[StopAt(first - 1)])
+    with pytest.raises(StopError):  # nothing was kept yet
+        fit(chosen, data, folder, resume=True, callbacks=[StopAt(2 * first)])
+    kept = checkpoints(folder / "checkpoints")
+    assert list(kept)[-1] == 2 * first
+    for name, path in kept.items():
+        damage(path)
+        if name != 2 * first:
+            shutil.rmtree(path)
+    with pytest.raises(ArtefactError, match=r"is damaged: .* was written. Train again in another --out\."):
+        fit(chosen, data, folder, resume=True)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ArtefactError, match=r"checkpoints has lost its checkpoints; train again in another --out\."):
+        fit(chosen, data, folder, resume=True)
 
 
 def test_bfloat16_trains_and_leaves_a_plain_model(recipe: Change, data: Dataset, folder: Path):
@@ -213,6 +288,45 @@ def test_divergence_is_said(recipe: Change, data: Dataset, folder: Path):
     with pytest.raises(RecipeError, match=r"Training diverged: the loss is nan at step 10; lower"):
         fit(recipe(), data, folder, callbacks=[Break()])
     assert list(checkpoints(folder / "checkpoints")) == [5]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), False),  # a tracker's
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True),
+        (OSError("no number"), False),
+    ],
+)
+def test_only_what_is_wrong_with_the_place_is_told_as_such(
+    recipe: Change, data: Dataset, folder: Path, error: OSError, told: bool
+):
+    class Report(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            raise error
+
+    with pytest.raises(ArtefactError if told else type(error)) as caught:
+        fit(recipe(), data, folder, callbacks=[Report()])
+    if told:
+        assert str(caught.value) == f"Cannot write to {folder}: No space left on device; choose another --out."
+    else:
+        assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed", True), ("CUDA out of memory", False)],
+)
+def test_a_checkpoint_that_fails_for_another_reason_than_its_place(
+    recipe: Change, data: Dataset, folder: Path, words: str, told: bool, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(ArtefactError if told else RuntimeError, match="Cannot write to" if told else words) as caught:
+        fit(recipe(), data, folder)
+    assert isinstance(caught.value, ArtefactError) is told
 
 
 def test_what_cannot_be_done_is_said(recipe: Change, data: Dataset, folder: Path):

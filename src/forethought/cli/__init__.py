@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from forethought import __version__
+from forethought.atomic import PLACE
 from forethought.data.arguments import MOST_THREADS
 from forethought.errors import ForethoughtError
 
@@ -62,10 +62,6 @@ COMMANDS = (
 _OVERRIDE = re.compile(r"--(?P<key>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # stands for a byte that is not UTF-8
-_PLACE = {
-    errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST,
-    errno.EISDIR,
-}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; the exit must not fail
         return 0
     except OSError as error:
-        if error.errno not in _PLACE:
+        if error.errno not in PLACE:
             raise
         place, reason = error.filename or "the output", os.strerror(error.errno or 0)
         return _fail(f"Cannot read or write {place}: {reason}; free the space or choose another place.")

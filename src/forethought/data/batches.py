@@ -84,7 +84,8 @@ class LengthBuckets(Sampler[npt.NDArray[np.int64]]):
     """Row indices of each batch: shuffled by (seed, epoch), then like lengths together.
 
     Every rank draws the same global batches and takes its own stride of each, so N processes see exactly the batches
-    that one process sees.
+    that one process sees. A rest of fewer rows than ranks each of them takes whole: its targets count N times in the
+    loss and in what divides it, which makes no difference unless it is accumulated with other batches.
 
     Args:
         lengths: length of each row.
@@ -120,9 +121,7 @@ class LengthBuckets(Sampler[npt.NDArray[np.int64]]):
         batches = [pool[i : i + self.batch_size] for pool in pools for i in range(0, len(pool), self.batch_size)]
         for index in random.permutation(len(batches)):
             batch = batches[index]
-            if len(batch) < self.world_size:  # the rest of the last pool may be too small to share
-                batch = np.resize(batch, self.world_size)
-            yield batch[self.rank :: self.world_size]
+            yield batch[self.rank :: self.world_size] if len(batch) >= self.world_size else batch
 
 
 def target_batches(

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from forethought.errors import DataError
 from forethought.nn.attention import attend_appended, causal_attention, causal_attention_at
 from forethought.nn.dropout import Dropout
 
@@ -192,6 +193,7 @@ class CausalEncoder(nn.Module):
 
     def enter(self, vectors: Tensor) -> Tensor:
         """What the first block reads; float ``[B, L, d]`` → float ``[B, L, d]``."""
+        check_length(vectors, len(self.positions))
         states = vectors * self.scale + self.positions[: vectors.shape[1]]
         entered: Tensor = self.dropout(self.input_norm(states))
         return entered
@@ -219,6 +221,19 @@ class CausalEncoder(nn.Module):
             found.append(take(states, position))
         final: Tensor = self.final_norm(torch.stack(found, dim=1))
         return final
+
+
+def check_length(vectors: Tensor, longest: int) -> None:
+    """Refuse histories, float ``[B, L, d]``, that are longer than there are positions for.
+
+    Raises:
+        DataError: L is greater than ``longest``.
+    """
+    if vectors.shape[1] > longest:
+        raise DataError(
+            f"The histories are {vectors.shape[1]} items long, and the model reads {longest} (max_length); cut them to "
+            "the newest."
+        )
 
 
 def take(states: Tensor, position: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = 2**21  # logits held at a time: 8 MB of float32, near enough to the cache, and products large enough to be fast
 
@@ -53,6 +54,7 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = outer
         return (*(None if g is None else g * scale for g in ctx.saved_tensors), None, None)

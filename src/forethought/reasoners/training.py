@@ -303,9 +303,8 @@ def train_reasoner(
     record = new_record(recipe, fingerprint, "held-out problems", find_device(device)) | {"problems": number}
     folder = run_folder(recipe, out, resume)
     if resume and (folder / "recipe.yaml").is_file():
-        before = read_record(folder)
-        check_same(folder, Recipe.load(folder / "recipe.yaml", config_class), recipe, fingerprint, before)
-        if before["status"] == "finished":
+        before, begun = read_record(folder), Recipe.load(folder / "recipe.yaml", config_class)
+        if not check_same(folder, begun, recipe, before, record):
             return folder
         record["started"] = before["started"]
     config = ReasonerConfig(**settings)
@@ -320,7 +319,7 @@ def train_reasoner(
         trainer = ReasonerTrainer(model, examples, recipe, folder, validates=True, device=device, quiet=quiet)
         trainer.fit(resume)
         record |= {"seconds": trainer.seconds, "steps": trainer.state.global_step}
-        record |= {"best_step": trainer.state.best_global_step, "processes": trainer.args.world_size}
+        record["best_step"] = trainer.state.best_global_step
         model.eval()
         if main:
             cells = measure(reasoner_of(model), "test", problems)

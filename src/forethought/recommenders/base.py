@@ -101,11 +101,14 @@ class Recommender(PreTrainedModel):  # type: ignore[misc]  # as above
         """How well each item would follow.
 
         Args:
-            history: int64 ``[B, L]``, padded on the right with 0.
+            history: int64 ``[B, L]``, padded on the right with 0; L is at most ``max_length`` (see :func:`newest`).
             candidates: int64 ``[C]`` or ``[B, C]`` items 1..N; all N by default.
 
         Returns:
             float ``[B, N]``, column j for item j + 1, or ``[B, C]`` in the candidates' order. Higher is better.
+
+        Raises:
+            DataError: L is more than the network has positions for.
         """
         vectors = self.item_vectors()
         query = self.query(history)

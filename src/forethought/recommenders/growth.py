@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from forethought.data.arguments import check_whole
 from forethought.errors import ArtefactError, DataError
 from forethought.recommenders.base import newest
 from forethought.recommenders.prefergrow.growing import noise_levels
@@ -68,13 +70,17 @@ def grow_user(
 
     Raises:
         ArtefactError: the run's model does not grow preferences.
-        DataError: there is no such user, or nothing is known of the user.
+        DataError: there is no such user, nothing is known of the user, or a number is none that fits.
     """
     model = run.model
     if not isinstance(model, PreferGrow):
         raise ArtefactError(f"{run.path} holds a {run.kind}, which does not grow; name a PreferGrow run.")
-    if chains < 1 or (steps is not None and steps < 0) or not guidance:
-        raise DataError("Growing needs one guidance strength, one chain and no negative number of steps at least.")
+    steps = model.config.growing_steps if steps is None else steps
+    check_whole("steps", steps)
+    check_whole("chains", chains, least=1)
+    check_whole("seed", seed)
+    if not guidance or not all(map(math.isfinite, guidance)):
+        raise DataError(f"guidance is {tuple(guidance)}; it has to be one finite number or more.")
     row = run.dataset.user_index(user)
     tests = run.dataset.targets("test")
     start, stop = map(int, run.dataset.sequences.offsets[row : row + 2])
@@ -87,7 +93,6 @@ def grow_user(
             f"User {user!r} did nothing before the item to be found, so there is no preference to grow from."
         )
     read = newest(torch.from_numpy(history)[None].to(model.device), model.config.max_length)
-    steps = model.config.growing_steps if steps is None else steps
     exact = model.config.parametrization == "marginal"
     levels = noise_levels(model.schedule, steps)[1:]
     laws, ranks = [], []

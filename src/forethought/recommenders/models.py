@@ -50,6 +50,19 @@ def read_recipe(
     return Recipe.load(recipe_path(recipe), config_class, overrides)
 
 
+def data_folder(recipe: Recipe) -> str:
+    """Where the data of a recipe lies.
+
+    Raises:
+        RecipeError: it names none.
+    """
+    if recipe.data.path is None:
+        raise RecipeError(
+            f"Recipe {recipe.name} names no data; give --data.path FOLDER (made with 'forethought data prepare')."
+        )
+    return recipe.data.path
+
+
 def build(recipe: Recipe, dataset: Dataset) -> Recommender:
     """The untrained model of a recipe, having observed the training part; its weights depend on ``recipe.seed``.
 
@@ -97,7 +110,13 @@ def open_model(folder: Path, device: str | None) -> tuple[Recommender, Catalog]:
         kinds = {home.partition(":")[2]: kind for kind, home in MODELS.items()}
         if architecture not in kinds:
             raise ArtefactError(f"{folder} holds a {architecture}; this forethought knows {', '.join(MODELS)}.")
-        model: Recommender = model_class(kinds[architecture]).from_pretrained(folder)
+        model: Recommender
+        model, read = model_class(kinds[architecture]).from_pretrained(folder, output_loading_info=True)
+        for wrong in ("missing", "unexpected"):  # what is missing would be left as memory happened to be
+            if names := sorted(read[f"{wrong}_keys"]):
+                raise ArtefactError(
+                    f"{folder} cannot be opened as a model: the weights {', '.join(names)} are {wrong}; train again."
+                )
     except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, safetensors.SafetensorError) as error:
         if isinstance(error, ArtefactError):
             raise

@@ -21,7 +21,7 @@ from forethought.evaluation.evaluator import Evaluation, evaluate
 from forethought.evaluation.ranking import kind_of
 from forethought.recommenders import model_class
 from forethought.recommenders.base import Recommender, best_items, newest
-from forethought.recommenders.models import build, config_class, open_model, read_recipe, save_model
+from forethought.recommenders.models import build, config_class, data_folder, open_model, read_recipe, save_model
 from forethought.training.devices import find_device
 from forethought.training.recipe import Recipe
 from forethought.training.record import (
@@ -255,16 +255,13 @@ def train(
     from forethought.training.ranking import RankingTrainer  # seconds to import, and opening a run does without
 
     recipe = read_recipe(recipe, overrides, seed)
-    if recipe.data.path is None:
-        raise RecipeError(
-            f"Recipe {recipe.name} names no data; give --data.path FOLDER (made with 'forethought data prepare')."
-        )
+    path = data_folder(recipe)
     if recipe.post_training is not None and not model_class(recipe.model["type"]).has_post_training:
         raise RecipeError(f"Recipe {recipe.name}: a {recipe.model['type']} has no second phase; remove post_training.")
     if recipe.post_training is not None and not recipe.model["steps"]:
         raise RecipeError(f"Recipe {recipe.name}: with 0 steps there is no second phase; give --one-phase.")
-    dataset = Dataset.open(recipe.data.path, verify=True)
-    data = dataclasses.replace(recipe.data, path=str(Path(recipe.data.path).resolve()))
+    dataset = Dataset.open(path, verify=True)
+    data = dataclasses.replace(recipe.data, path=str(Path(path).resolve()))
     recipe = dataclasses.replace(recipe, data=data)
     if threads is not None:
         check_whole("threads", threads, least=1, most=MOST_THREADS)
@@ -274,8 +271,7 @@ def train(
     before: dict[str, Any] = {}
     if resume and (folder / "recipe.yaml").is_file():
         before, begun = read_record(folder), Recipe.load(folder / "recipe.yaml", config_class)
-        check_same(folder, begun, recipe, dataset.fingerprint, before)
-        if before["status"] == "finished" and (begun.post_training or not recipe.post_training):
+        if not check_same(folder, begun, recipe, before, record):
             return Run.open(folder, device)
         record["started"] = before["started"]
     began = time.monotonic()
@@ -297,8 +293,8 @@ def train(
         if record["parameters"]:
             trainer = RankingTrainer(model, dataset, recipe, folder, device=device, quiet=quiet)
             trainer.fit(resume)
-            record |= {"processes": trainer.args.world_size, "seconds": record["seconds"] + trainer.seconds}
-            record |= {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step}
+            record |= {"seconds": record["seconds"] + trainer.seconds, "steps": trainer.state.global_step}
+            record["best_step"] = trainer.state.best_global_step
             if recipe.post_training is not None:
                 record["post_training"] = _post_train(trainer, model, dataset, recipe, folder, device, quiet, resume)
                 record["seconds"] += record["post_training"]["seconds"]

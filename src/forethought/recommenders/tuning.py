@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethought.errors import ArtefactError, RecipeError
+from forethought.data.dataset import Dataset
+from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.evaluator import Evaluation
-from forethought.recommenders.models import read_recipe
+from forethought.evaluation.ranking import ScoringError
+from forethought.recommenders.models import data_folder, read_recipe
 from forethought.recommenders.run import train
 from forethought.training.recipe import Recipe
 
@@ -62,7 +64,9 @@ def tune(
     Others as :func:`forethought.train`.
 
     Raises:
-        RecipeError: a key or range does not fit, or optuna is not installed.
+        RecipeError: a key or range does not fit, no data is named, no trial could be trained, or optuna is not
+            installed.
+        DataError: the data has nothing to validate on.
         ArtefactError: ``out`` holds another search.
     """
     try:
@@ -80,9 +84,15 @@ def tune(
     for key, space in spaces.items():  # every end has to fit the recipe before anything is trained
         for value in getattr(space, "choices", None) or (space.low, space.high):
             read_recipe(base, {key: value})
+    data = data_folder(base)
+    if not len(Dataset.open(data).targets("valid")):
+        raise DataError(
+            f"{data} has no validation cases to choose by; prepare it with longer histories or another split."
+        )
     folder = Path(out or Path("runs") / f"{base.name.replace('/', '-')}-tune")
     study = _open_study(folder, base, dict(search))
     column, metric = f"seen_{base.evaluation.seen}", base.training.select_by
+    failure = ""
     for _ in range(trials - len(_finished(study))):
         trial = study.ask(spaces)
         try:
@@ -93,10 +103,11 @@ def tune(
                 threads=threads,
                 quiet=True,
             )
-        except RecipeError as error:  # it diverged, or its sizes do not fit together
+        except (RecipeError, ScoringError) as error:  # it diverged, or its sizes do not fit together
+            failure = str(error)
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             if progress is not None:
-                progress(trial.number, trial.params, str(error))
+                progress(trial.number, trial.params, failure)
             continue
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # the model is kept, the way to it is not
         value = Evaluation.load(run.path / "evaluation", "valid").metrics[column][metric]
@@ -105,7 +116,10 @@ def tune(
             progress(trial.number, trial.params, value)
     rows = [{"trial": trial.number, "value": trial.value, **trial.params} for trial in _finished(study)]
     if not rows:
-        raise RecipeError(f"None of {trials} trials could be trained; search other keys or narrower ranges.")
+        raise RecipeError(
+            f"None of {trials} trials could be trained; search other keys or narrower ranges (the last one: "
+            f"{failure.rstrip('.')})."
+        )
     best = read_recipe(base, study.best_params)
     best.save(folder / "recipe.yaml")
     return Tuning(folder, best, study.best_value, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -242,8 +243,8 @@ class _Reader:
                 typed.encode()  # half a character cannot be written
         except (ArgumentError, TypeError, ValueError) as error:
             raise RecipeError(f"{source}: {key} is {value!r}; it has to be {_readable(hint)}.") from error
-        if typed != typed:  # NaN
-            raise RecipeError(f"{source}: {key} is {value!r}; it has to be {_readable(hint)}.")
+        if isinstance(typed, float) and not math.isfinite(typed):
+            raise RecipeError(f"{source}: {key} is {value!r}; it has to be a finite number.")
         number = isinstance(typed, int | float) and not isinstance(typed, bool)
         if number and not (low <= typed <= high and (typed < below or below == float("inf"))):
             limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"

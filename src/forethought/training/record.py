@@ -29,6 +29,11 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def processes() -> int:
+    """How many processes train together, as torchrun or accelerate says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> Path:
     """The folder a run is to have; it may not exist already unless the run goes on.
 
@@ -38,7 +43,7 @@ def run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool)
     if out is None:
         if resume:
             raise ArtefactError("Which run is to go on? Name its folder with --out RUN.")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if processes() > 1:
             raise ArtefactError("Several processes train together; name one run folder for them with --out RUN.")
         stem = Path("runs") / f"{recipe.name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         names = (stem if number == 1 else Path(f"{stem}-{number}") for number in range(1, sys.maxsize))
@@ -55,17 +60,24 @@ def run_folder(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool)
     return folder
 
 
-def check_same(folder: Path, begun: Recipe, recipe: Recipe, fingerprint: str, record: Mapping[str, Any]) -> None:
-    """A run goes on only with the recipe and the data it began with; a second phase may follow one that had none.
+def check_same(
+    folder: Path, begun: Recipe, recipe: Recipe, before: Mapping[str, Any], record: Mapping[str, Any]
+) -> bool:
+    """A run goes on only as it began; a second phase may follow one that had none.
+
+    Recipe and data have to be the same, and where there is something left to train also the number of processes and
+    the precision.
 
     Args:
         folder: of the run.
         begun, recipe: what it was begun with, and what it is to go on with.
-        fingerprint: of the data it is to go on with.
-        record: what ``run.json`` holds.
+        before, record: what ``run.json`` holds, and what it is to hold.
+
+    Returns:
+        Whether there is something left to train.
 
     Raises:
-        RecipeError, DataError: it is to go on with others.
+        RecipeError, DataError, ArtefactError: it is to go on with others.
     """
     old, new = _flat(begun.to_dict()), _flat(recipe.to_dict())
     if begun.post_training is None:
@@ -76,8 +88,16 @@ def check_same(folder: Path, begun: Recipe, recipe: Recipe, fingerprint: str, re
                 f"{folder} was begun with {key} {old.get(key)!r}, not {new.get(key)!r}; "
                 "resume it unchanged or choose another --out."
             )
-    if record["data"]["fingerprint"] != fingerprint:
+    if before["data"]["fingerprint"] != record["data"]["fingerprint"]:
         raise DataError(f"{recipe.data.path} is not the data {folder} was begun with; train on it in another --out.")
+    if before["status"] == "finished" and (begun.post_training or not recipe.post_training):
+        return False
+    for key, advice in {"processes": "start as many", "precision": "resume it on a device that gives it"}.items():
+        if before.get(key, record[key]) != record[key]:  # older runs do not tell their processes
+            raise ArtefactError(
+                f"{folder} was begun with {key} {before[key]}, not {record[key]}; {advice} or choose another --out."
+            )
+    return True
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -101,6 +121,7 @@ def new_record(recipe: Recipe, fingerprint: str, protocol: str, device: torch.de
         "machine": _machine(device),
         "precision": find_precision(recipe.training.precision, device),
         "threads": torch.get_num_threads(),
+        "processes": processes(),
         "versions": {
             "forethought": version("forethought"),
             "torch": torch.__version__,

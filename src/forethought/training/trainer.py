@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import re
 import shutil
 import time
 from operator import itemgetter
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainingArguments
 
+from forethought.atomic import PLACE
 from forethought.data.batches import LengthBuckets
 from forethought.errors import ArtefactError, RecipeError
 from forethought.training.checkpoints import checkpoint_path, checkpoints, publish, seal, verify
@@ -31,6 +34,7 @@ from forethought.training.progress import JsonLines, ProgressBar
 from forethought.training.recipe import Recipe
 
 AVERAGE = "average.safetensors"  # of the weights, beside model.safetensors in a checkpoint
+WRITER = re.compile("PytorchStreamWriter|inline_container|unexpected pos")  # torch's words for a file it cannot write
 LOG_STEPS = 50  # the running loss is brought from the device once in so many steps
 
 
@@ -117,27 +121,67 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
             resume: go on from the newest checkpoint, if there is one.
 
         Raises:
-            ArtefactError: the newest checkpoint is damaged, or the folder cannot be written.
+            ArtefactError: the newest checkpoint or the best is damaged or of another number of processes, all are gone,
+                or the folder cannot be written.
         """
-        folder = Path(self.args.output_dir)
-        newest = list(checkpoints(folder).values())[-1:] if resume else []
-        for checkpoint in newest:
-            try:
-                verify(checkpoint)
-            except ArtefactError as error:
-                raise ArtefactError(f"{error} Remove that folder to go on from an earlier checkpoint.") from error
+        newest = self._newest() if resume else None
         keep_freed_memory()
         # different noise in each process; on resume the states in the checkpoint replace it
         torch.manual_seed(self.recipe.seed + self.args.process_index)
         self._began = time.monotonic()
         try:
-            self.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+            self.train(resume_from_checkpoint=str(newest) if newest else None)
         except OSError as error:
+            if not _of_the_place(error):
+                raise
             raise self._cannot_write(error) from error
         finally:
             if self.progress is not None:
                 self.progress.close()
         self.take_best()
+
+    def _newest(self) -> Path | None:
+        """The checkpoint to go on from; None before the first was written.
+
+        Raises:
+            ArtefactError: it or the best one is damaged, another number of processes wrote it, or all that were written
+                are gone.
+        """
+        folder = Path(self.args.output_dir)
+        found = list(checkpoints(folder).values())
+        if not found:
+            if self._has_saved():
+                raise ArtefactError(f"{folder} has lost its checkpoints; train again in another --out.")
+            return None
+        *earlier, newest = found
+        advice = f"Remove that folder to go on from {earlier[-1].name}." if earlier else "Train again in another --out."
+        try:
+            verify(newest)
+        except ArtefactError as error:
+            raise ArtefactError(f"{error} {advice}") from error
+        # one file of random states a process; the base class goes on without its own
+        written, processes = {path.name for path in newest.glob("rng_state*.pth")}, self.args.world_size
+        names = {f"rng_state_{index}.pth" for index in range(processes)} if processes > 1 else {"rng_state.pth"}
+        if written != names:
+            raise ArtefactError(
+                f"{newest} was written with processes {len(written)}, not {processes}; start as many or choose another "
+                "--out."
+            )
+        # the state names the best checkpoint by step; where the run folder lies may have changed
+        best = json.loads((newest / "trainer_state.json").read_text())["best_global_step"]
+        if best is not None:
+            try:  # before anything is trained, though only the end needs it
+                verify(checkpoint_path(folder, best))
+            except ArtefactError as error:
+                raise ArtefactError(f"{error} It is the best so far; train again in another --out.") from error
+        return newest
+
+    def _has_saved(self) -> bool:
+        """Whether the log goes on after the first checkpoint was due."""
+        log, every = self.folder / "log.jsonl", self.recipe.training.evaluate_every
+        lines = log.read_text().split("\n")[:-1] if log.is_file() else []  # a kill may have left half a line
+        key, first = ("epoch", 1) if every == "epoch" else ("step", every)
+        return any(json.loads(line)[key] > first for line in lines)
 
     @property
     def seconds(self) -> float:
@@ -251,6 +295,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
                 seal(scratch)
                 publish(scratch, folder, step, self.state.best_global_step)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            if not _of_the_place(error):
+                raise
             failure = self._cannot_write(error)
             shutil.rmtree(scratch, ignore_errors=True)
             raise failure from error
@@ -272,12 +318,6 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         progress: tuple[int, int] = super()._init_training_state(*args, **kwargs)
-        # the state names the best checkpoint by step; where the run folder lies may have changed
-        best = self.state.best_global_step
-        if best is not None and not checkpoint_path(Path(self.args.output_dir), best).is_dir():
-            raise ArtefactError(
-                f"{self.args.output_dir} has lost its best checkpoint-{best}; train again without --resume."
-            )
         if self.state.log_history:
             self._seconds_before = self.state.log_history[-1].get("seconds", 0.0)
         return progress
@@ -350,6 +390,13 @@ def training_arguments(recipe: Recipe, output: Path, device: str | None, *, eval
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs in one process would be DataParallel; several processes are wanted
     return arguments
+
+
+def _of_the_place(error: Exception) -> bool:
+    """Whether the run folder could not be written, and not something else failed, such as a tracker's connection."""
+    if isinstance(error, OSError):
+        return error.errno in PLACE
+    return isinstance(error, safetensors.SafetensorError) or WRITER.search(str(error)) is not None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

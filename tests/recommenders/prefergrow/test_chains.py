@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from forethought.errors import DataError
 from forethought.recommenders.prefergrow.config import PreferGrowConfig
 from forethought.recommenders.prefergrow.model import PreferGrow
 
@@ -86,3 +87,11 @@ def test_a_preference_is_the_softmax_of_guided_logits() -> None:
         preference = model.preference(user, w)
         assert_close(preference[:, :8], logits.softmax(dim=1))
         assert preference[:, 8].tolist() == [0.0, 0.0]
+
+
+def test_numbers_of_steps_and_chains_that_do_not_fit_are_refused() -> None:
+    model = marginal()
+    with pytest.raises(DataError, match="steps is -1; it has to be a whole number of 0 or more"):
+        model.grow(HISTORY, steps=-1)
+    with pytest.raises(DataError, match="chains is 0; it has to be a whole number of 1 or more"):
+        model.chain_scores(HISTORY, 0)

@@ -218,3 +218,18 @@ def test_a_row_without_an_edge_teaches_nothing_however_high_it_scores() -> None:
         torch.testing.assert_close(ours, theirs)
     nothing = fused.score_entropy(query[:1], vectors, kernel, Corruption(*(field[:1] for field in noise)))
     assert nothing.item() == 0
+
+
+@pytest.mark.parametrize("form", ["score_entropy", "bce", "exact"])
+def test_a_second_derivative_is_refused(form: str) -> None:
+    """The gradients were computed in the forward pass, so nothing can be known of theirs."""
+    kernel = kernels()["hybrid"]
+    query, vectors, _, noise = problem(kernel, N + 1, seed=1)
+    losses = {
+        "score_entropy": lambda: fused.score_entropy(query, vectors, kernel, noise),
+        "bce": lambda: fused.soft_label_bce(query, vectors, kernel, noise),
+        "exact": lambda: softmax.softmax_cross_entropy(query, vectors, noise.x_0),
+    }
+    (gradient,) = torch.autograd.grad(losses[form]() ** 2, query, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from forethought.nn.softmax import CHUNK, product_dtype
@@ -161,6 +162,7 @@ class _ScoreEntropy(torch.autograd.Function):
         return (factor * exp_sum - edge * (linear - constant)).sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = outer
         return (*(None if g is None else g * scale for g in ctx.saved_tensors), None, None, None, None)
@@ -197,6 +199,7 @@ class _CatalogLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = outer
         return (*(None if g is None else g * scale for g in ctx.saved_tensors), None, None)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from forethought.data.arguments import check_whole
 from forethought.recommenders.prefergrow.kernels import Alpha, FadingKernel
 from forethought.recommenders.prefergrow.schedules import NoiseSchedule
 
@@ -90,7 +91,12 @@ def euler_step(log_ratios: Tensor, x: Tensor, kernel: FadingKernel, delta: Tenso
 
 
 def noise_levels(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """The noise at the start of a chain, after each of its T steps and after the denoiser: float64 ``[T + 2]``."""
+    """The noise at the start of a chain, after each of its T steps and after the denoiser: float64 ``[T + 2]``.
+
+    Raises:
+        DataError: T is no whole number of 0 or more.
+    """
+    check_whole("steps", steps)
     times = torch.linspace(1, LAST_TIME if steps else 1, steps + 1, dtype=torch.float64)
     return torch.nn.functional.pad(schedule.sigma(times), (0, 1))
 

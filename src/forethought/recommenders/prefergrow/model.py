@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from forethought.data.arguments import check_whole
 from forethought.data.dataset import Dataset
 from forethought.errors import RecipeError
 from forethought.nn.encoder import CausalEncoder, newest_position, supervised_states
@@ -224,6 +225,9 @@ class PreferGrow(Recommender):
             guidance: w; ``config.guidance`` by default.
             generator: of every draw.
             trace: also keep each step's distribution.
+
+        Raises:
+            DataError: ``steps`` is no whole number of 0 or more.
         """
         user, kernel = self.user(history), self.current_kernel()
         steps = self.config.growing_steps if steps is None else steps
@@ -257,7 +261,11 @@ class PreferGrow(Recommender):
 
         Returns:
             float64 ``[B, N]``, probabilities of items 1..N; what a row lacks to 1 is the disliked item's.
+
+        Raises:
+            DataError: ``chains`` is no whole number of 1 or more, or ``steps`` none of 0 or more.
         """
+        check_whole("chains", chains, least=1)
         total = torch.zeros(len(history), self.config.num_items, dtype=torch.float64, device=history.device)
         together = max(AT_ONCE // max(len(history), 1), 1)
         for begun in range(0, chains, together):

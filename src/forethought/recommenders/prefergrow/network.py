@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from forethought.nn.attention import causal_attention, causal_attention_at
 from forethought.nn.dropout import Dropout
-from forethought.nn.encoder import take
+from forethought.nn.encoder import check_length, take
 
 ScoreMethod = Literal["oricos", "diffcos", "diffcosNorm", "oricosNorm1", "oricosNorm2", "untied"]
 
@@ -42,6 +42,7 @@ class PaperBlock(nn.Module):
 
     def forward(self, vectors: Tensor, position: Tensor | None = None) -> Tensor:
         """float ``[B, L, d]`` → float ``[B, L, d]``, or ``[B, d]`` at ``position``, int64 ``[B]``, alone."""
+        check_length(vectors, len(self.cos))
         length, scale = vectors.shape[1], vectors.shape[-1] ** -0.5
         left, right = vectors.chunk(2, dim=-1)
         vectors = vectors * self.cos[:length] + torch.cat([-right, left], dim=-1) * self.sin[:length]
