@@ -195,9 +195,10 @@ def fit(
         run: of a ReaRec or a LARES.
         most: K, the most steps; by default as many as it was trained for.
         loss: share of the best fixed depth's NDCG@10 that may be given up.
-        level: confidence that no more is, 0.5 going by the mean of the validation users alone.
+        level: confidence that no more is by what ``auto`` goes by, 0.5 going by the mean of the validation users alone.
         seed: of the halves the probe is fitted on.
-        rule: that ``auto`` steps go by; by default the one that takes the fewest on the validation users.
+        rule: that ``auto`` steps go by; by default the one that takes the fewest on the validation users, for which
+            every rule has to keep more to be trusted.
         progress: called with what is measured and the number of cases so far.
 
     Raises:
@@ -213,7 +214,7 @@ def fit(
     table, _ = look(run, "valid", reasoner(run).config.steps if most is None else most, progress)
     if progress is not None:
         progress("the probe on valid users", len(table.owners))
-    policies, best = choose(table, loss, level, seed)
+    policies, best = choose(table, loss, level, seed, named=rule is not None)
     auto = min(policies, key=lambda policy: policy.steps).name
     if rule is not None:
         auto = rule if best else "fixed"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import gamma
 
 from forethought.nn.halting import Divergence, Entropy, Probe, unroll_until
 from forethought.recommenders.latent.policies import (
@@ -70,17 +70,25 @@ def test_planted_difficulty_is_found() -> None:
 
 def spared(policy: Policy, table: Table, loss: float, level: float) -> float:
     """The lower bound of what is kept beyond what has to be, written out; each user has one case."""
-    depth = depths(policy.rule, policy.most, table)
-    best = table.quality.mean(axis=0).argmax()
-    values = at(table.quality, depth) - (1 - loss) * table.quality[:, best]
-    return float(values.mean() - norm.ppf(level) * values.std() / np.sqrt(len(values)))
+    best = table.quality[:, table.quality.mean(axis=0).argmax()]
+    moved = at(table.quality, depths(policy.rule, policy.most, table)) - best
+    spared = moved.sum() + loss * best.sum()
+    if level == 0.5:
+        return float(spared)
+    events = np.append(-moved[moved < 0], best[best > 0].mean())
+    scale = (events**2).sum() / events.sum()
+    lost = gamma.ppf(level, events.sum() / scale, scale=scale) - events[:-1].sum()
+    won = moved[moved > 0]
+    scale = (won**2).sum() / won.sum() if len(won) else 1.0
+    won = won.sum() - (gamma.ppf(1 - level, won.sum() / scale, scale=scale) if len(won) else 0.0)
+    return float(spared - np.sqrt(lost**2 + won**2))
 
 
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.99])
 @pytest.mark.parametrize("loss", [0.0, 0.01, 0.2, 0.6])
 def test_a_rule_is_turned_until_it_no_longer_keeps_what_is_to_be_kept(loss: float, level: float) -> None:
     table, _ = planted(known=False)
-    policies, best = choose(table, loss, level)
+    policies, best = choose(table, loss, level, named=True)
     found = by_name(policies)
     for name, kind in (("entropy", Entropy(0)), ("divergence", Divergence(0))):
         tried = [judge(name, rule, best, table) for rule in settings(kind, best, table)]
@@ -91,25 +99,33 @@ def test_a_rule_is_turned_until_it_no_longer_keeps_what_is_to_be_kept(loss: floa
     fixed = found["fixed"]
     assert fixed.most == best or spared(fixed, table, loss, level) >= 0
     assert fixed.most == 0 or spared(judge("fixed", None, fixed.most - 1, table), table, loss, level) < 0
-    stricter = by_name(choose(table, loss, 0.999)[0])
-    assert all(found[name].steps <= stricter[name].steps for name in ("fixed", "entropy", "divergence"))
+    for stricter in (choose(table, loss, 0.999, named=True), choose(table, loss, level)):  # of four rules one is taken
+        other = by_name(stricter[0])
+        assert all(found[name].steps <= other[name].steps for name in ("fixed", "entropy", "divergence"))
 
 
-def test_the_luckiest_setting_is_not_taken() -> None:
-    """Where nothing tells whom to stop, the least that seems to keep all is a draw of luck, and promises too much."""
-    kept = []
-    for seed in range(12):
+@pytest.mark.slow
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_confidence_is_what_it_is_called(nested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no signal tells whom to stop, a setting keeps what its share of stopped users keeps, which is known here.
+
+    Most users are found by no depth and few move at all, as in real rankings: by the normal law, each rule by itself,
+    more than two in five of the taken rules lose more than they may.
+    """
+    monkeypatch.setattr("forethought.recommenders.latent.policies._probes", lambda table, best, seed: [[(None, full)]])
+    keeps, full, wrong = np.array([0.8, 0.88, 0.94, 1.0]), np.full(2000, 3), 0
+    for seed in range(150):
         draw = np.random.default_rng(seed)
-        quality = (draw.uniform(size=(400, 4)) < [0.08, 0.09, 0.1, 0.12]).astype(np.float64)  # each depth by itself
-        table, _ = planted(400, seed, blind=True, known=False)
-        table = Table(quality, table.entropy, table.divergence, table.first, table.owners)
-        policies, best = choose(table, 0.01)
-        truth = np.array([0.08, 0.09, 0.1, 0.12])
-        for policy in policies:
-            share = np.bincount(depths(policy.rule, policy.most, table), minlength=4) / 400
-            kept.append(share @ truth / truth[best])
-    assert np.mean(kept) > 0.97
-    assert np.quantile(kept, 0.2) > 0.93
+        found = draw.random(2000) < 0.15
+        gain = found * draw.choice(1 / np.log2(np.arange(2, 12)), 2000)
+        stays = draw.random((2000, 1 if nested else 4)) < keeps
+        first_steps = np.concatenate([np.full((2000, 1), np.inf), draw.random((2000, 2))], axis=1)
+        table = Table(gain[:, None] * stays, draw.random((2000, 3)), first_steps, torch.zeros(2000, 2), np.arange(2000))
+        policies, best = choose(table, 0.01, 0.8)
+        taken = min(policies, key=lambda policy: policy.steps)
+        share = np.bincount(depths(taken.rule, taken.most, table), minlength=4) / 2000
+        wrong += share @ keeps < 0.99 * keeps[best]
+    assert wrong <= 0.2 * 150
 
 
 def test_a_signal_that_tells_nothing_saves_no_more_than_lots() -> None:
@@ -165,7 +181,7 @@ def test_where_thinking_brings_nothing_nobody_thinks() -> None:
 def test_half_a_level_goes_by_the_mean_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     levels: list[float] = []
     monkeypatch.setattr(
-        "forethought.recommenders.latent.policies._bound", lambda values, owners, level: levels.append(level) or 0.0
+        "forethought.recommenders.latent.policies._spared", lambda *given: levels.append(given[-1]) or 0.0
     )
     choose(planted()[0], level=0.5)
     assert set(levels) == {0.5}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -111,13 +110,16 @@ def at(quality: Floats, depth: Ints) -> Floats:
     return quality[np.arange(len(depth)), depth]
 
 
-def choose(table: Table, loss: float = 0.01, level: float = 0.8, seed: int = 0) -> tuple[tuple[Policy, ...], int]:
+def choose(
+    table: Table, loss: float = 0.01, level: float = 0.8, seed: int = 0, named: bool = False
+) -> tuple[tuple[Policy, ...], int]:
     """For each rule the setting that takes few steps and keeps (1 - loss) of the best fixed depth's quality.
 
     Every rule starts where nobody answers early, which loses nothing, and is turned towards fewer steps as long as each
     setting keeps what is to be kept; the first that does not ends the walk. Whoever takes the best of all settings that
     seem to keep it takes the luckiest. A walk in a fixed order needs no correction for how many it tries: "fixed
     sequence testing", of Learn then Test (arXiv 2110.01052), which calibrates early exits so in CALM (2207.07061).
+    Whoever takes the best of several walks needs one, and gets Bonferroni's.
 
     No rule goes beyond the best fixed depth. ``fixed`` is the least depth that keeps as much for all alike, which the
     others have to beat; where the best depth is 0 it stands alone.
@@ -125,20 +127,23 @@ def choose(table: Table, loss: float = 0.01, level: float = 0.8, seed: int = 0) 
     Args:
         table: of validation users.
         loss: share of the quality that may be given up.
-        level: one-sided confidence that no more is, of each rule by itself and over users drawn anew; 0.5 goes by the
+        level: one-sided confidence over users drawn anew that no more is, of whichever rule is taken; 0.5 goes by the
             plain mean.
         seed: of the halves the probe is fitted on.
+        named: which rule is taken does not depend on these users, so that each has the confidence by itself.
 
     Returns:
         The policies in the order of :data:`RULES`, and the best fixed depth.
     """
     best = int(table.quality.mean(axis=0).argmax())
 
-    def walk(name: str, rules: Iterable[tuple[Rule | None, Ints]], level: float = level) -> Policy:
+    def walk(name: str, rules: Iterable[tuple[Rule | None, Ints]], walks: int = 1) -> Policy:
+        walks *= 1 if named else len(RULES)
+        corrected = level if level == 0.5 else 1 - (1 - level) / walks
         kept: list[Policy] = []
         for rule, depth in rules:
             reached = at(table.quality, depth)
-            if kept and _bound(reached - (1 - loss) * table.quality[:, best], table.owners, level) < 0:
+            if kept and _spared(reached, table.quality[:, best], table.owners, loss, corrected) < 0:
                 break
             most = int(depth[0]) if rule is None else best
             kept.append(Policy(name, most, rule, float(depth.mean()), float(reached.mean())))
@@ -147,19 +152,33 @@ def choose(table: Table, loss: float = 0.01, level: float = 0.8, seed: int = 0) 
     found = [walk("fixed", ((None, np.full(len(table.owners), step)) for step in range(best, -1, -1)))]
     if best:
         probes = _probes(table, best, seed)
-        corrected = 1 - (1 - level) / len(probes)  # Bonferroni
-        walks = [walk("probe", rules, level if level == 0.5 else corrected) for rules in probes]
-        found.append(min(walks, key=lambda policy: policy.steps))
+        found.append(min((walk("probe", rules, len(probes)) for rules in probes), key=lambda policy: policy.steps))
         for name, kind in (("entropy", Entropy(0)), ("divergence", Divergence(0))):
             found.append(walk(name, ((rule, depths(rule, best, table)) for rule in settings(kind, best, table))))
     return tuple(found), best
 
 
-def _bound(values: Floats, owners: Ints, level: float) -> float:
-    """The lower bound of the mean, by the normal law and the standard error over users; float64 ``[cases]``."""
-    mean = float(values.mean())
-    error = float(np.sqrt((np.bincount(owners, values - mean) ** 2).sum())) / len(values)
-    return mean - NormalDist().inv_cdf(level) * error
+def _spared(reached: Floats, best: Floats, owners: Ints, loss: float, level: float) -> float:
+    """A lower bound of what is kept beyond (1 - loss) of ``best``, in sums of quality; float64 ``[cases]`` each.
+
+    Most users lose and gain nothing, so the mean is far from normal: where no loser happened to be drawn, the standard
+    error sees none either. What is lost and what is gained are weighted sums of rare events instead, each with the
+    limits of a gamma law (Fay and Feuer 1997), in which the next loss weighs as much as a user who was found has on
+    average (Tiwari et al. 2006); the two are put together by squares (MOVER, Zou and Donner 2008).
+    """
+    from scipy.stats import gamma
+
+    moved, had = np.bincount(owners, reached - best), np.bincount(owners, best)
+    spared = float(moved.sum() + loss * had.sum())
+    if level == 0.5 or not had.any():
+        return spared
+    lost, won, next_one = -moved[moved < 0], moved[moved > 0], had[had > 0].mean()
+    first, second = lost.sum() + next_one, (lost**2).sum() + next_one**2
+    most_lost = gamma.ppf(level, first**2 / second, scale=second / first)
+    least_won = 0.0
+    if len(won):
+        least_won = gamma.ppf(1 - level, won.sum() ** 2 / (won**2).sum(), scale=(won**2).sum() / won.sum())
+    return spared - float(np.hypot(most_lost - lost.sum(), won.sum() - least_won))
 
 
 def settings(rule: Rule, most: int, table: Table) -> list[Rule]:
