@@ -195,6 +195,12 @@ def test_divergence_and_hits() -> None:
     log_p = torch.tensor([-1.0, -2.0])
     assert divergence(log_p, log_p).tolist() == [0, 0]
     assert bool((divergence(log_p, log_p.flip(0)) > 0).all())
+    far = torch.tensor([-10.0, -200.0], requires_grad=True)
+    pull = divergence(far, torch.zeros(2))
+    pull.sum().backward()
+    assert float(pull[0].detach()) == pytest.approx(math.exp(10) - 11)
+    assert bool(pull.isfinite().all())
+    assert far.grad.tolist() == pytest.approx([1 - math.exp(10), 1 - math.exp(20)])
     logits = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
     assert hits(logits, torch.tensor([2, 2]), 2).tolist() == [True, False]
 
@@ -217,6 +223,22 @@ def test_the_reference_under_the_same_noise_is_no_distance_away(start: Any) -> N
     lares.encoder.eval()
     now, before = (roll_out(of, HISTORY, TARGET, noise, 0.1) for of in (lares, *lares._reference))
     assert torch.equal(now.log_p, before.log_p)
+
+
+@pytest.mark.parametrize("objective", ["thought", "released"])
+def test_under_autocast_near_items_do_not_tie(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tie with the target is no item above it, so rounded scores would be hits."""
+    lares, met = model(post_objective=objective, post_dropout=0.0).train(), []
+    with torch.no_grad():
+        lares.embedding.weight[2] = 1.001 * lares.embedding.weight[1]
+    lares.start_post_training()
+    monkeypatch.setattr(post_training, "hits", lambda *given: met.append(given[0]) or hits(*given))
+    with torch.autocast("cpu", torch.bfloat16):
+        lares(HISTORY, ONE)
+    assert met
+    for logits in met:
+        assert logits.dtype == torch.float32
+        assert bool((logits[..., 0] != logits[..., 1]).all())
 
 
 @pytest.mark.parametrize("objective", ["thought", "released"])

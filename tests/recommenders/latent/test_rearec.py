@@ -98,6 +98,22 @@ def test_erl_as_it_is_written(similarity: Any) -> None:
     assert loss_of(rearec, ONE) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_under_autocast_the_divergence_is_that_of_float32(similarity: Any, form: Any) -> None:
+    """It is the small difference of two large sums, which bfloat16 rounds to anything, below 0 too."""
+    rearec = model(readout="mean", kl_weight=0.05, similarity=similarity)
+    states = chain(rearec)
+    for scale in (1.0, 0.1, 0.03):
+        near, found = (states[:, :1] + scale * (states - states[:, :1])).requires_grad_(), []
+        for low in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                divergence = step_divergence(rearec.logits(near), form)
+            assert float(divergence.detach()) >= 0
+            found.append((divergence.detach(), *torch.autograd.grad(divergence, near)))
+        torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize("cooling", [1.0, 5.0, 0.5])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_prl_supervises_every_step_at_its_temperature(cooling: float, reduction: Any) -> None:

@@ -145,8 +145,13 @@ class LatentReasoner(Recommender):
         return F.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
 
     def logits(self, states: Tensor) -> Tensor:
-        """The scores of the items by states as they are, without a readout; float ``[..., d]`` → ``[..., N]``."""
-        return self._compared(states) @ self.item_vectors().T
+        """The scores of the items by states as they are, without a readout; float ``[..., d]`` → ``[..., N]``.
+
+        Also under autocast they have the items' dtype: bfloat16 would drown how little a step changes, and make ties.
+        """
+        with torch.autocast(states.device.type, enabled=False):
+            vectors = self.item_vectors()
+            return self._compared(states.to(vectors.dtype)) @ vectors.T
 
     def query(self, history: Tensor, steps: int | None = None) -> Tensor:
         """As :meth:`Recommender.query`, after ``steps`` steps; by default ``self.steps``, or fewer if ``halting``."""
