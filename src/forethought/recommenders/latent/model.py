@@ -87,7 +87,7 @@ class LatentReasoner(Recommender):
             self.embedding.text.copy_(torch.from_numpy(known.vectors))
         if self.config.trajectory_weight and self.config.view == "same_target":
             self._same_target = SameTarget(dataset, self.config.max_length)
-        if self.config.supervision == "teacher":
+        if self.config.supervision == "teacher" and self.config.steps:
             self.neighbours = torch.from_numpy(item_graph(dataset, self.config.teacher_neighbours))
 
     # -- thoughts and what is read of them
@@ -227,7 +227,7 @@ class LatentReasoner(Recommender):
             states = self.states(history, None, steps)[supervised]
         loss = self._cross_entropy(states, wanted)
         rows = supervised.any(dim=1)
-        if self._regularised() and bool(rows.any()):
+        if self._regularised(steps) and bool(rows.any()):
             history, target, supervised = history[rows], target[rows], supervised[rows]
             if alone:
                 position = supervised.int().argmax(dim=1)
@@ -259,21 +259,27 @@ class LatentReasoner(Recommender):
         return sampled_cross_entropy(hidden, vectors, wanted, self.log_proposal, config.negatives, config.logq)
 
     def _supervised(self, last: int) -> tuple[list[int], float]:
-        """Which of the states 0..last predict the target by themselves besides the readout, and what each counts."""
+        """Which of the states 0..last predict the target by themselves besides the readout, and what each counts.
+
+        Without steps none does: the only state is the readout.
+        """
         config = self.config
         states = {"none": [], "final": [last]}.get(config.supervision, list(range(last + 1)))
-        if config.readout == "last":
+        if config.readout == "last" or last == 0:
             states = [step for step in states if step != last]
         return states, config.step_weight / (max(len(states), 1) if config.step_reduction == "mean" else 1)
 
-    def _regularised(self) -> bool:
+    def _regularised(self, steps: int) -> bool:
+        """Whether anything but cross-entropies is learned from; without steps, only from another view."""
         config = self.config
-        return bool(
-            config.kl_weight
-            or config.contrast_weight
-            or config.trajectory_weight
-            or config.step_alignment_weight
-            or (config.supervision == "teacher" and config.teacher_weight)
+        return bool(config.trajectory_weight) or bool(
+            steps
+            and (
+                config.kl_weight
+                or config.contrast_weight
+                or config.step_alignment_weight
+                or (config.supervision == "teacher" and config.teacher_weight)
+            )
         )
 
     def _regularisers(self, states: Tensor, history: Tensor, position: Tensor, target: Tensor) -> Tensor:
@@ -292,7 +298,7 @@ class LatentReasoner(Recommender):
             loss = loss + config.contrast_weight * self._contrast(states, history, position, target)
         if config.trajectory_weight or config.step_alignment_weight:
             loss = loss + self._alignment(history, position, target)
-        if config.supervision == "teacher" and config.teacher_weight:
+        if config.supervision == "teacher" and config.teacher_weight and states.shape[1] > 1:
             newest = history.gather(1, position[:, None])[:, 0]
             loss = loss + config.teacher_weight * self._teacher(states, newest, target)
         return loss
