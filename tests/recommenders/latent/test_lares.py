@@ -78,6 +78,12 @@ def test_alignments_as_they_are_written(
     assert float(lares(HISTORY, ONE).loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
+def test_another_history_with_the_target_needs_the_data() -> None:
+    lares = model(trajectory_weight=1.0)
+    with pytest.raises(AssertionError, match="observe"):
+        lares(HISTORY, ONE)
+
+
 def test_both_views_of_an_alignment_have_one_depth(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port lets the second view draw a depth of its own."""
     lares = model(trajectory_weight=1.0)
@@ -164,6 +170,19 @@ def test_taking_the_thought_away_leaves_the_history() -> None:
         for intervene in INTERVENTIONS.values():
             lares.change = lambda fed, by=intervene: by(fed, torch.Generator().manual_seed(0))
             assert float((lares.score(HISTORY) - before).abs().max().detach()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("start_std", 0.0, "greater than 0"), ("start_std", math.nan, "greater than 0"),
+        ("start_std", math.inf, "greater than 0"), ("start_scale", math.nan, "at least 0"),
+        ("post_noise", math.inf, "at least 0"), ("post_beta", math.nan, "at least 0"), ("shallowest", 0, "at least 1"),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(key: str, value: float, reason: str) -> None:
+    with pytest.raises(StrictDataclassError, match=rf"{key} is {value}; it has to be {reason} and finite"):
+        LARESConfig(**SIZES, **{key: value})
 
 
 def test_a_contrast_of_appended_tokens_is_refused() -> None:

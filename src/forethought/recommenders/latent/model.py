@@ -346,8 +346,11 @@ class LatentReasoner(Recommender):
         same = target if config.mask_false_negatives else None
         history = history * (torch.arange(history.shape[1], device=history.device) <= position[:, None])
         views = [history]
-        if config.trajectory_weight:
-            views.append(history if self._same_target is None else self._same_target.draw(history, target))
+        if config.trajectory_weight and config.view == "same_history":
+            views.append(history)
+        elif config.trajectory_weight:
+            assert self._same_target is not None, "observe() has to be called before training"
+            views.append(self._same_target.draw(history, target))
         states, *others = self._of_any_length(views, depth)
         for other in others:
             thoughts = self.read_out(states), self.read_out(other)
