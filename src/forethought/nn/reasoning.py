@@ -2,7 +2,7 @@
 
 There are two ways to take a step. :class:`AppendingEncoder` feeds the newest state back as one more token, on the
 encoder's key-value cache. :class:`RecurrentEncoder` applies a core of shared weights to the states of all tokens again.
-Whatever has their two calls, ``encode`` and ``step``, can reason.
+Whatever is a :class:`Backbone`, a plain encoder with their two calls ``encode`` and ``step``, can reason.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ class Recurred(State):
 
 
 class Backbone(Protocol):
-    """An encoder that can go on thinking."""
+    """An encoder that can go on thinking; its states are a :class:`State`, which has ``select``."""
+
+    def forward(self, vectors: Tensor, position: Tensor | None = None) -> Tensor:
+        """The plain encoder, as :meth:`CausalEncoder.forward`: what a model without steps answers by."""
 
     def encode(self, vectors: Tensor, position: Tensor | None) -> Any:
         """Read a history, float ``[B, L, d]``, for thoughts at ``position`` (see :class:`State`)."""
