@@ -304,10 +304,20 @@ class RecurrentEncoder(CausalEncoder):
         read: Tensor = self.final_norm(tokens if position is None else take_each(tokens, position))
         return read
 
+    @property
+    def only_tokens_remember(self) -> bool:
+        """Whether nothing but the tokens carries the history from step to step."""
+        return self.start == "history" and self.adapt.adapter == "none"
+
+    @property
+    def begins_thoughtless(self) -> bool:
+        """Whether :meth:`change` finds nothing before the first step: the tokens are the history alone, or 0."""
+        return self.only_tokens_remember or self.start in ("zero", "normal_zero")
+
     def change(self, state: Recurred, change: Change) -> Recurred:
         """``change`` made to the thought that the core reads next, float ``[B, L, d]``: to the tokens, or, where only
         they carry the history, to what the steps have added to it."""
-        if self.start == "history" and self.adapt.adapter == "none":
+        if self.only_tokens_remember:
             return replace(state, tokens=state.history + change(state.tokens - state.history))
         return replace(state, tokens=change(state.tokens))
 
