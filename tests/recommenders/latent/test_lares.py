@@ -261,10 +261,12 @@ def test_under_autocast_near_items_do_not_tie(objective: Any, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("objective", ["thought", "released"])
-def test_without_advantage_only_the_divergence_pulls(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(post_training, "advantages", torch.zeros_like)
+def test_where_all_rewards_are_equal_only_the_divergence_pulls(objective: Any) -> None:
     for beta in (0.0, 1.0):
-        lares = model(post_objective=objective, post_beta=beta, post_dropout=0.0).train()
+        lares = model(post_objective=objective, post_beta=beta, post_dropout=0.0).double().train()
+        with torch.no_grad():  # every state is one and the same, so all thoughts are equally good
+            lares.encoder.final_norm.weight.zero_()
+            lares.encoder.final_norm.bias.normal_()
         lares.start_post_training()
         assert max(float(grad.abs().max()) for grad in grads(lares)[1].values()) == pytest.approx(0, abs=1e-7)
         with torch.no_grad():
@@ -327,9 +329,11 @@ def test_better_thoughts_become_likelier() -> None:
     assert reward() > before + 0.1
 
 
-def test_the_released_objective_as_it_is_written() -> None:
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_the_released_objective_as_it_is_written(similarity: Any) -> None:
     lares = model(post_objective="released", post_rollouts=3, post_k=3, post_beta=0.5, post_dropout=0.0,
-                  post_candidates=0, start="normal", adapter="add").train()  # fmt: skip
+                  post_candidates=0, start="normal", adapter="add", similarity=similarity,
+                  temperature=0.3).train()  # fmt: skip
     lares.start_post_training()
     with torch.no_grad():
         lares.embedding.weight[1:] += 0.3 * torch.randn(N, 8)
@@ -338,13 +342,20 @@ def test_the_released_objective_as_it_is_written() -> None:
     torch.manual_seed(3)
     torch.multinomial((ONE > 0).float(), 1)
     position, rewards, kls = newest_position(HISTORY)[:, None], [], []
+
+    def scores(of: LARES, seen: Tensor) -> Tensor:
+        items = of.embedding.weight[1:]
+        if similarity == "cosine":
+            return F.cosine_similarity(seen[..., None, :], items, dim=-1) / 0.3
+        return seen @ items.T / 0.3
+
     for _ in range(3):
         now, before = (of.states(HISTORY, position, 4)[:, 0, 1:] for of in (lares, reference))
         log_p, ref = (
-            (seen @ of.embedding.weight[1:].T).log_softmax(-1)[range(4), :, TARGET].detach()
+            scores(of, seen).log_softmax(-1)[range(4), :, TARGET].detach()
             for of, seen in ((lares, now), (reference, before))
         )
-        last = (now[:, -1] @ lares.embedding.weight[1:].T).detach()
+        last = scores(lares, now[:, -1]).detach()
         rewards.append(torch.tensor([float(t in row.topk(3).indices) for t, row in zip(TARGET, last, strict=True)]))
         kls.append(((ref - log_p).exp() - (ref - log_p) - 1).mean(dim=1))
     reward = torch.stack(rewards)
@@ -363,11 +374,13 @@ def test_the_second_phase_rewards_what_is_ranked_by(objective: Any) -> None:
         found[readout], grad = grads(lares)
         assert all(float(grad[name].abs().max()) > 0 for name in grad if "readout_gate" in name)
     assert len({round(loss, 6) for loss in found.values()}) == 3
-    lares = model(readout="mean", steps=2)
-    noise = [torch.zeros(2, 4, 5, 8) for _ in range(2)]
-    rolled = roll_out(lares, HISTORY, TARGET, noise, 0.3)
-    for group in range(2):
-        torch.testing.assert_close(rolled.logits[group], lares.score(HISTORY))
+    for settings in ({}, {"similarity": "cosine", "temperature": 0.3}):
+        lares = model(readout="mean", steps=2, **settings)
+        noise = [torch.zeros(2, 4, 5, 8) for _ in range(2)]
+        rolled = roll_out(lares, HISTORY, TARGET, noise, 0.3)
+        for group in range(2):
+            torch.testing.assert_close(rolled.logits[group], lares.score(HISTORY))
+            torch.testing.assert_close(rolled.log_p[group], lares.score(HISTORY).log_softmax(-1)[range(4), TARGET])
 
 
 def test_targets_the_reference_never_finds_are_left_out() -> None:
