@@ -219,8 +219,8 @@ def row_of(name: str, study: Study, folder: Path) -> tuple[str, str]:
 
 
 def second_phases(name: str, study: Study, folders: list[Path]) -> tuple[list[Path], list[str]]:
-    """The runs without the rows whose second phase was kept of no seed, which are models that the table has already, and
-    what to say of every second phase that was not kept."""
+    """The runs without the rows whose second phase was kept of no seed, which are models that the table has already,
+    and what to say of every second phase that was not kept."""
     remarks = []
     for label, system in study.systems.items():
         mine = [folder for folder in folders if row_of(name, study, folder)[0] == label]
