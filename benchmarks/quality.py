@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -136,8 +135,10 @@ def latent(data: str, recipe: str) -> dict[str, System]:
     return {
         **{label: replace(row, shared=f"{data}-{label}") for label, row in counting(recipe).items()},
         "base": System(f"sasrec/{recipe}", shared=f"{data}-sasrec"),
-        # a state goes through as many blocks as with two steps more
+        # a state goes through as many blocks as with two steps appended; as with LARES' first block and four times its
+        # core, which on MovieLens, where it has two first blocks, are as many as deeper's
         "deeper": System(f"sasrec/{recipe}", ("--model.num_blocks", str(3 * blocks))),
+        **({"deeper-5": System(f"sasrec/{recipe}", ("--model.num_blocks", "5"))} if blocks == 1 else {}),
         **{label: replace(row, overrides=(*changes, *row.overrides)) for label, row in rows.items()},
     }
 
@@ -185,10 +186,10 @@ def forethought(*words: str) -> None:
 
 def section(name: str, study: Study, folders: list[Path]) -> str:
     """One study in Markdown: accuracy, best first, then what else the rows tell, then what the reader has to know."""
+    folders, remarks = second_phases(name, study, folders)
     found = compare(folders, "test", seen=study.seen)
     # rows are called as in the study, not after their recipes
-    labelled = {system.shared or f"{name}-{label}": label for label, system in study.systems.items()}
-    labels = [labelled[re.sub(r"-s\d+$", "", entry.runs[0].path.name)] for entry in found.entries]
+    labels = [row_of(name, study, entry.runs[0].path)[0] for entry in found.entries]
     entries = tuple(replace(entry, name=label) for entry, label in zip(found.entries, labels, strict=True))
     found = replace(found, entries=entries)
     other = "kept" if study.seen == "removed" else "removed"
@@ -207,8 +208,38 @@ def section(name: str, study: Study, folders: list[Path]) -> str:
         about += f"; {len(told)} of {len(records)} runs tell their commit and processor: "
         about += ", ".join([*commits, *processors])
     lines = [f"## {study.title}", "", " · ".join(f"{key} {value}" for key, value in facts(found).items()), ""]
-    lines += [*rows(accuracy), "", found.verdict(), *(f"\n{note}" for note in found.notes()), ""]
+    lines += [*rows(accuracy), "", found.verdict(), *(f"\n{note}" for note in (*found.notes(), *remarks)), ""]
     return "\n".join([*lines, *rows(beyond), "", f"{about}."])
+
+
+def row_of(name: str, study: Study, folder: Path) -> tuple[str, str]:
+    """The row of a table that a run belongs to, and its seed."""
+    run, seed = folder.name.rsplit("-s", 1)
+    return next(label for label, each in study.systems.items() if run == (each.shared or f"{name}-{label}")), seed
+
+
+def second_phases(name: str, study: Study, folders: list[Path]) -> tuple[list[Path], list[str]]:
+    """The runs without the rows whose second phase was kept of no seed, which are models that the table has already,
+    and what to say of every second phase that was not kept."""
+    remarks = []
+    for label, system in study.systems.items():
+        mine = [folder for folder in folders if row_of(name, study, folder)[0] == label]
+        records = {row_of(name, study, folder)[1]: json.loads((folder / "run.json").read_text()) for folder in mine}
+        found = {seed: record.get("post_training") for seed, record in records.items()}
+        lost = {seed: phase for seed, phase in found.items() if phase and not phase["kept"]}
+        if not lost:
+            continue
+        told = "; ".join(
+            f"seed {seed}: {title(phase['metric'])} {phase['after']:.4f} at best, {phase['before']:.4f} before"
+            for seed, phase in lost.items()
+        )
+        remarks.append(
+            f"{label}: its second phase brought nothing on validation ({told}), so its weights"
+            f"{' of these seeds' if len(lost) < len(found) else ''} are those of {system.first}."
+        )
+        if len(lost) == len(found):
+            folders = [folder for folder in folders if folder not in mine]
+    return folders, remarks
 
 
 def rows(table: list[tuple[str, list[str]]]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from forethought.cli import main
-from forethought.cli.dial import _row
+from forethought.cli.dial import _row, _verdict
 from forethought.cli.evaluate import print_rows
 from forethought.data.dataset import Dataset
 from forethought.errors import ArtefactError, DataError
@@ -278,6 +278,13 @@ def test_a_depth_beyond_the_trained_one_may_be_dialled(rearec: Run) -> None:
         assert dial.quality[5] == pytest.approx(
             rearec.evaluate("valid", bootstrap=0).metrics["seen_removed"]["ndcg@10"]
         )
+
+
+def test_a_rule_that_was_named_and_set_aside_is_told() -> None:
+    found = {"best": 0, "rules": [{"auto": True}], "label": {"oracle": {"ndcg@10": 0.5}, "dropout": None}}
+    assert "auto takes none, and the rule probe is set aside, as no step helps." in _verdict(found, "probe")
+    for named in (None, "fixed"):
+        assert "auto takes none.\n" in _verdict(found, named)
 
 
 def test_the_table_of_rules_fits_into_80_columns(

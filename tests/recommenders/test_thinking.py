@@ -16,7 +16,16 @@ import torch
 from forethought.cli import main
 from forethought.errors import ArtefactError, DataError
 from forethought.recommenders.run import Run, train
-from forethought.recommenders.thinking import INTERVENTIONS, answers, by_intervention, by_steps, reasoner, thinking
+from forethought.recommenders.thinking import (
+    INTERVENTIONS,
+    answers,
+    by_intervention,
+    by_steps,
+    changeable,
+    reasoner,
+    save,
+    thinking,
+)
 
 from ..planted import ring
 
@@ -83,6 +92,40 @@ def test_a_model_without_steps_is_refused(runs: dict[str, Run]) -> None:
         runs["lares"].recommend_user("u1", steps=-1)
 
 
+def test_no_more_steps_than_blocks(runs: dict[str, Run], capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs["sasrec"]
+    assert [step.titles for step in answers(run, torch.tensor([1, 2]), steps=2)] == [
+        step.titles for step in answers(run, torch.tensor([1, 2]))
+    ]
+    assert main(["think", str(run.path), "--user", "u1", "--steps", "3", "--device", "cpu"]) == 2
+    assert "takes a step a block and has 2, not 3; ask for 2 at most" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [{}, {"start": "zero", "adapter": "add"}, {"start": "history", "adapter": "add"}])
+def test_a_first_step_without_a_thought(
+    runs: dict[str, Run], settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What reads the history alone is left as it is by every intervention, so of one step nothing can be said."""
+    run, history = copy.copy(runs["lares"]), torch.tensor([[1, 2], [3, 4], [5, 6]])
+    model = type(run.model)(type(run.model.config)(**{**run.model.config.to_dict(), **settings})).eval()
+    run.model = model
+    for steps in (1, 2):
+        moved = []
+        for change in INTERVENTIONS.values():
+            draws = torch.Generator().manual_seed(0)
+            with thinking(model, steps):
+                before = model.score(history).detach()
+            with thinking(model, steps, lambda fed, by=change, draws=draws: by(fed, draws)):
+                moved.append(not torch.allclose(model.score(history).detach(), before, atol=1e-7))
+        with thinking(model, steps):
+            if any(moved):
+                assert changeable(run) == (steps if settings.get("start") == "history" else steps - 1)
+            else:
+                with pytest.raises(ArtefactError, match="takes 1 step, which reads the history alone"):
+                    by_intervention(run)
+        assert any(moved) == (steps == 2 or settings.get("start") == "history")
+
+
 @pytest.mark.parametrize("kind", ["rearec", "lares", "sasrec"])
 def test_the_last_answer_is_the_recommendation(runs: dict[str, Run], kind: str) -> None:
     run = runs[kind]
@@ -124,15 +167,39 @@ def test_items_that_a_grown_preference_rules_out_are_not_its_best(runs: dict[str
     assert 100 < last.moved < float("inf")
 
 
+def test_thoughts_of_other_weights_do_not_stay(runs: dict[str, Run], tmp_path: Path) -> None:
+    run = copy.copy(runs["rearec"])
+    run.path = tmp_path
+    path = save(run, "valid", {"steps": [{"steps": 0}]}, "one")
+    save(run, "valid", {"interventions": [{"thoughts": "zero"}]}, "two")
+    kept = json.loads(path.read_text())
+    assert (kept["steps"], kept["commands"]) == ([{"steps": 0}], {"steps": "one", "interventions": "two"})
+    run.model = copy.deepcopy(run.model)
+    with torch.no_grad():
+        run.model.embedding.weight.neg_()
+    save(run, "valid", {"interventions": []}, "three")
+    assert set(json.loads(path.read_text())) == {"model", "weights", "data", "split", "commands", "interventions"}
+    path.write_text("{")
+    save(run, "valid", {"steps": []}, "four")
+    assert json.loads(path.read_text())["commands"] == {"steps": "four"}
+
+
 def test_from_the_command_line(runs: dict[str, Run], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run, out = runs["lares"], tmp_path / "all.json"
     words = ["evaluate", str(run.path), "--steps", "0,3", "--interventions", "--quiet", "--json", str(out)]
     assert main([*words, "--device", "cpu"]) == 0
     told = capsys.readouterr().out
     assert "shuffled" in told
+    assert "of 2 steps, 1 went on from a changed one" in " ".join(told.split())
     kept = json.loads((run.path / "evaluation" / "test-thoughts.json").read_text())
     assert [row["steps"] for row in kept["steps"]] == [0, 3]
     assert json.loads(out.read_text())["interventions"] == kept["interventions"]
+    assert main(["evaluate", str(run.path), "--steps", "1", "--quiet", "--device", "cpu"]) == 0
+    assert "changed one" not in capsys.readouterr().out
+    both = json.loads((run.path / "evaluation" / "test-thoughts.json").read_text())
+    assert [row["steps"] for row in both["steps"]] == [1]
+    assert both["interventions"] == kept["interventions"]
+    assert set(both["commands"]) == {"steps", "interventions"}
     assert main(["think", str(run.path), "--user", "u1", "-k", "3", "--json"]) == 0
     steps = json.loads(capsys.readouterr().out)
     assert [step["step"] for step in steps] == [0, 1, 2]

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
     names = ("ndcg@10", "hr@10", "milliseconds")
     print_rows([{"": f"{row['steps']} steps", **{name: row[name] for name in names}} for row in found["fixed"]])
     print_rows([_row(row) for row in found["rules"]])
-    print(_verdict(found))
+    print(_verdict(found, options.rule))
     print(figure)
 
 
@@ -92,11 +92,13 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _verdict(found: dict[str, Any]) -> str:
+def _verdict(found: dict[str, Any], named: str | None) -> str:
+    """What was chosen, in sentences; ``named`` is the rule of ``--rule``."""
     row = next(row for row in found["rules"] if row["auto"])
     best, label = found["best"], found["label"]
     if best == 0:
-        lines = ["No fixed depth was better than 0 steps on the validation users: auto takes none."]
+        aside = "" if named in (None, "fixed") else f", and the rule {named} is set aside, as no step helps"
+        lines = [f"No fixed depth was better than 0 steps on the validation users: auto takes none{aside}."]
     else:
         kept = "–" if row["of_best_quality"] is None else f"{row['of_best_quality']:.1%}"
         lines = [

@@ -55,8 +55,7 @@ def run(options: argparse.Namespace) -> None:
         for each in options.steps or ():  # before the work is done
             thinking.depth(opened, each)
         if options.interventions:
-            thinking.reasoner(opened)
-            thinking.refuse_untrained(opened)
+            changed = thinking.changeable(opened)
         evaluation = opened.evaluate(options.split, seed=seed, progress=tell)
         thoughts: dict[str, list[dict[str, Any]]] = {}
         if options.steps is not None:
@@ -76,6 +75,11 @@ def run(options: argparse.Namespace) -> None:
     print_evaluation(evaluation, ["removed", "kept"] if options.seen == "both" else [options.seen])
     for rows in thoughts.values():
         print_rows(rows)
+    if options.interventions and changed < opened.model.steps:
+        print(
+            "The first step reads the history alone, so before it there is no thought to take away: of "
+            f"{opened.model.steps} steps, {changed} went on from a changed one."
+        )
 
 
 def _steps(text: str) -> list[int | str]:

@@ -2,7 +2,7 @@
 
 There are two ways to take a step. :class:`AppendingEncoder` feeds the newest state back as one more token, on the
 encoder's key-value cache. :class:`RecurrentEncoder` applies a core of shared weights to the states of all tokens again.
-Whatever has their two calls, ``encode`` and ``step``, can reason.
+Whatever is a :class:`Backbone`, a plain encoder with their two calls ``encode`` and ``step``, can reason.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ class Recurred(State):
 
 
 class Backbone(Protocol):
-    """An encoder that can go on thinking."""
+    """An encoder that can go on thinking; its states are a :class:`State`, which has ``select``."""
+
+    def forward(self, vectors: Tensor, position: Tensor | None = None) -> Tensor:
+        """The plain encoder, as :meth:`CausalEncoder.forward`: what a model without steps answers by."""
 
     def encode(self, vectors: Tensor, position: Tensor | None) -> Any:
         """Read a history, float ``[B, L, d]``, for thoughts at ``position`` (see :class:`State`)."""
@@ -301,10 +304,20 @@ class RecurrentEncoder(CausalEncoder):
         read: Tensor = self.final_norm(tokens if position is None else take_each(tokens, position))
         return read
 
+    @property
+    def only_tokens_remember(self) -> bool:
+        """Whether nothing but the tokens carries the history from step to step."""
+        return self.start == "history" and self.adapt.adapter == "none"
+
+    @property
+    def begins_thoughtless(self) -> bool:
+        """Whether :meth:`change` finds nothing before the first step: the tokens are the history alone, or 0."""
+        return self.only_tokens_remember or self.start in ("zero", "normal_zero")
+
     def change(self, state: Recurred, change: Change) -> Recurred:
         """``change`` made to the thought that the core reads next, float ``[B, L, d]``: to the tokens, or, where only
         they carry the history, to what the steps have added to it."""
-        if self.start == "history" and self.adapt.adapter == "none":
+        if self.only_tokens_remember:
             return replace(state, tokens=state.history + change(state.tokens - state.history))
         return replace(state, tokens=change(state.tokens))
 

@@ -15,12 +15,14 @@ from forethought.atomic import atomic_file
 from forethought.data.arguments import check_whole
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation.evaluator import evaluate
+from forethought.instruments.fingerprint import fingerprint
 from forethought.nn.halting import Moment, Rule, divergence
 from forethought.nn.thought import StepKind
 from forethought.recommenders.base import best_items, newest
 from forethought.recommenders.counting import CountingRecommender
 from forethought.recommenders.latent.model import LatentReasoner
 from forethought.recommenders.run import Run
+from forethought.recommenders.sasrec import SASRec
 
 METRICS = ("ndcg@10", "hr@10", "mrr@10")
 Split = Literal["valid", "test"]
@@ -88,6 +90,25 @@ def refuse_untrained(run: Run) -> None:
     """
     if not run.model.config.steps:
         raise ArtefactError(f"{run.path} was trained with 0 steps and can take none.")
+
+
+def changeable(run: Run) -> int:
+    """How many of a model's steps go on from a thought that :data:`INTERVENTIONS` can be made to.
+
+    The first is none of them where it reads the history alone.
+
+    Raises:
+        ArtefactError: the model takes no steps, was trained with 0, or none of its steps is one.
+    """
+    model = reasoner(run)
+    refuse_untrained(run)
+    left = model.steps - bool(getattr(model.encoder, "begins_thoughtless", False))
+    if left < 1:
+        raise ArtefactError(
+            f"{run.path} takes 1 step, which reads the history alone, so there is no thought to take away; name a run "
+            "of more steps."
+        )
+    return left
 
 
 @contextlib.contextmanager
@@ -162,10 +183,10 @@ def by_intervention(
         Rows of ``thoughts``, :data:`METRICS` with seen items removed, and ``milliseconds``.
 
     Raises:
-        ArtefactError: the model takes no steps, or was trained with 0.
+        ArtefactError: as of :func:`changeable`.
     """
     model = reasoner(run)
-    refuse_untrained(run)
+    changeable(run)
     rows = [{"thoughts": "its own", **_measure(run, split, "its own", progress)}]
     for name, change in INTERVENTIONS.items():
         generator = torch.Generator().manual_seed(seed)
@@ -182,12 +203,32 @@ def _measure(run: Run, split: Split, name: str, progress: Told | None) -> dict[s
 
 
 def save(run: Run, split: Split, found: dict[str, list[dict[str, Any]]], command: str) -> Path:
-    """Write ``evaluation/SPLIT-thoughts.json``."""
-    content = {"command": command, "model": run.kind, "data": run.dataset.fingerprint, "split": split, **found}
+    """Write ``evaluation/SPLIT-thoughts.json``; other parts that were found of the same weights and data stay in it.
+
+    Args:
+        run, split: what was measured.
+        found: rows of each part, ``steps`` or ``interventions``.
+        command: that found them.
+    """
     path = run.path / "evaluation" / f"{split}-thoughts.json"
+    about = {"model": run.kind, "weights": fingerprint(run.model), "data": run.dataset.fingerprint, "split": split}
+    before = _kept(path)
+    if not about.items() <= before.items():
+        before = {}
+    commands = {**before.get("commands", {}), **dict.fromkeys(found, command)}
+    content = {**about, "commands": commands, **{part: {**before, **found}[part] for part in commands}}
     with atomic_file(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """What a file of thoughts holds; nothing where there is none, or a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 class Step(NamedTuple):
@@ -215,7 +256,8 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
         exclude_seen: leave out items of the history.
 
     Raises:
-        ArtefactError: steps are asked of a model that takes one, or of one that was trained with 0.
+        ArtefactError: steps are asked of a model that takes one, or of one that was trained with 0, or more of a SASRec
+            than it has blocks.
         DataError: the history is empty, or a number is none that fits.
     """
     if not len(history):
@@ -227,6 +269,11 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
             raise ArtefactError(f"{run.path} holds a {run.kind}, whose steps cannot be chosen; leave them out.")
         if steps and isinstance(run.model, LatentReasoner):
             refuse_untrained(run)
+        if isinstance(run.model, SASRec) and steps > run.model.config.num_blocks:
+            blocks = run.model.config.num_blocks
+            raise ArtefactError(
+                f"{run.path} takes a step a block and has {blocks}, not {steps}; ask for {blocks} at most."
+            )
     rows = history[None].to(run.model.device)
     thought = run.model.think(newest(rows, run.model.config.max_length), steps)
     assert thought.answers is not None

@@ -78,6 +78,12 @@ def test_alignments_as_they_are_written(
     assert float(lares(HISTORY, ONE).loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
+def test_another_history_with_the_target_needs_the_data() -> None:
+    lares = model(trajectory_weight=1.0)
+    with pytest.raises(AssertionError, match="observe"):
+        lares(HISTORY, ONE)
+
+
 def test_both_views_of_an_alignment_have_one_depth(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port lets the second view draw a depth of its own."""
     lares = model(trajectory_weight=1.0)
@@ -166,6 +172,19 @@ def test_taking_the_thought_away_leaves_the_history() -> None:
             assert float((lares.score(HISTORY) - before).abs().max().detach()) > 0.01
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("start_std", 0.0, "greater than 0"), ("start_std", math.nan, "greater than 0"),
+        ("start_std", math.inf, "greater than 0"), ("start_scale", math.nan, "at least 0"),
+        ("post_noise", math.inf, "at least 0"), ("post_beta", math.nan, "at least 0"), ("shallowest", 0, "at least 1"),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(key: str, value: float, reason: str) -> None:
+    with pytest.raises(StrictDataclassError, match=rf"{key} is {value}; it has to be {reason} and finite"):
+        LARESConfig(**SIZES, **{key: value})
+
+
 def test_a_contrast_of_appended_tokens_is_refused() -> None:
     with pytest.raises(StrictDataclassError, match="contrast_weight is of appended tokens"):
         model(contrast_weight=1.0)
@@ -195,6 +214,12 @@ def test_divergence_and_hits() -> None:
     log_p = torch.tensor([-1.0, -2.0])
     assert divergence(log_p, log_p).tolist() == [0, 0]
     assert bool((divergence(log_p, log_p.flip(0)) > 0).all())
+    far = torch.tensor([-10.0, -200.0], requires_grad=True)
+    pull = divergence(far, torch.zeros(2))
+    pull.sum().backward()
+    assert float(pull[0].detach()) == pytest.approx(math.exp(10) - 11)
+    assert bool(pull.isfinite().all())
+    assert far.grad.tolist() == pytest.approx([1 - math.exp(10), 1 - math.exp(20)])
     logits = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
     assert hits(logits, torch.tensor([2, 2]), 2).tolist() == [True, False]
 
@@ -220,10 +245,28 @@ def test_the_reference_under_the_same_noise_is_no_distance_away(start: Any) -> N
 
 
 @pytest.mark.parametrize("objective", ["thought", "released"])
-def test_without_advantage_only_the_divergence_pulls(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(post_training, "advantages", torch.zeros_like)
+def test_under_autocast_near_items_do_not_tie(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tie with the target is no item above it, so rounded scores would be hits."""
+    lares, met = model(post_objective=objective, post_dropout=0.0).train(), []
+    with torch.no_grad():
+        lares.embedding.weight[2] = 1.001 * lares.embedding.weight[1]
+    lares.start_post_training()
+    monkeypatch.setattr(post_training, "hits", lambda *given: met.append(given[0]) or hits(*given))
+    with torch.autocast("cpu", torch.bfloat16):
+        lares(HISTORY, ONE)
+    assert met
+    for logits in met:
+        assert logits.dtype == torch.float32
+        assert bool((logits[..., 0] != logits[..., 1]).all())
+
+
+@pytest.mark.parametrize("objective", ["thought", "released"])
+def test_where_all_rewards_are_equal_only_the_divergence_pulls(objective: Any) -> None:
     for beta in (0.0, 1.0):
-        lares = model(post_objective=objective, post_beta=beta, post_dropout=0.0).train()
+        lares = model(post_objective=objective, post_beta=beta, post_dropout=0.0).double().train()
+        with torch.no_grad():  # every state is one and the same, so all thoughts are equally good
+            lares.encoder.final_norm.weight.zero_()
+            lares.encoder.final_norm.bias.normal_()
         lares.start_post_training()
         assert max(float(grad.abs().max()) for grad in grads(lares)[1].values()) == pytest.approx(0, abs=1e-7)
         with torch.no_grad():
@@ -286,9 +329,11 @@ def test_better_thoughts_become_likelier() -> None:
     assert reward() > before + 0.1
 
 
-def test_the_released_objective_as_it_is_written() -> None:
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_the_released_objective_as_it_is_written(similarity: Any) -> None:
     lares = model(post_objective="released", post_rollouts=3, post_k=3, post_beta=0.5, post_dropout=0.0,
-                  post_candidates=0, start="normal", adapter="add").train()  # fmt: skip
+                  post_candidates=0, start="normal", adapter="add", similarity=similarity,
+                  temperature=0.3).train()  # fmt: skip
     lares.start_post_training()
     with torch.no_grad():
         lares.embedding.weight[1:] += 0.3 * torch.randn(N, 8)
@@ -297,13 +342,20 @@ def test_the_released_objective_as_it_is_written() -> None:
     torch.manual_seed(3)
     torch.multinomial((ONE > 0).float(), 1)
     position, rewards, kls = newest_position(HISTORY)[:, None], [], []
+
+    def scores(of: LARES, seen: Tensor) -> Tensor:
+        items = of.embedding.weight[1:]
+        if similarity == "cosine":
+            return F.cosine_similarity(seen[..., None, :], items, dim=-1) / 0.3
+        return seen @ items.T / 0.3
+
     for _ in range(3):
         now, before = (of.states(HISTORY, position, 4)[:, 0, 1:] for of in (lares, reference))
         log_p, ref = (
-            (seen @ of.embedding.weight[1:].T).log_softmax(-1)[range(4), :, TARGET].detach()
+            scores(of, seen).log_softmax(-1)[range(4), :, TARGET].detach()
             for of, seen in ((lares, now), (reference, before))
         )
-        last = (now[:, -1] @ lares.embedding.weight[1:].T).detach()
+        last = scores(lares, now[:, -1]).detach()
         rewards.append(torch.tensor([float(t in row.topk(3).indices) for t, row in zip(TARGET, last, strict=True)]))
         kls.append(((ref - log_p).exp() - (ref - log_p) - 1).mean(dim=1))
     reward = torch.stack(rewards)
@@ -322,11 +374,13 @@ def test_the_second_phase_rewards_what_is_ranked_by(objective: Any) -> None:
         found[readout], grad = grads(lares)
         assert all(float(grad[name].abs().max()) > 0 for name in grad if "readout_gate" in name)
     assert len({round(loss, 6) for loss in found.values()}) == 3
-    lares = model(readout="mean", steps=2)
-    noise = [torch.zeros(2, 4, 5, 8) for _ in range(2)]
-    rolled = roll_out(lares, HISTORY, TARGET, noise, 0.3)
-    for group in range(2):
-        torch.testing.assert_close(rolled.logits[group], lares.score(HISTORY))
+    for settings in ({}, {"similarity": "cosine", "temperature": 0.3}):
+        lares = model(readout="mean", steps=2, **settings)
+        noise = [torch.zeros(2, 4, 5, 8) for _ in range(2)]
+        rolled = roll_out(lares, HISTORY, TARGET, noise, 0.3)
+        for group in range(2):
+            torch.testing.assert_close(rolled.logits[group], lares.score(HISTORY))
+            torch.testing.assert_close(rolled.log_p[group], lares.score(HISTORY).log_softmax(-1)[range(4), TARGET])
 
 
 def test_targets_the_reference_never_finds_are_left_out() -> None:

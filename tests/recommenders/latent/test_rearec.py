@@ -50,17 +50,21 @@ def cross_entropy(rearec: ReaRec, states: Tensor, temperature: float = 1.0) -> f
 @pytest.mark.parametrize("norm", ["pre", "original", "post"])
 @pytest.mark.parametrize("loss", [{}, {"loss": "sampled", "negatives": 7}])
 @pytest.mark.parametrize(
-    "settings", [{}, {"readout": "mean", "kl_weight": 0.05}, {"supervision": "every", "contrast_weight": 1.0}]
-)
+    "settings",
+    [
+        {}, {"readout": "mean", "kl_weight": 0.05}, {"supervision": "every", "contrast_weight": 1.0},
+        {"readout": "mean", "supervision": "every"}, {"readout": "gate", "supervision": "final"},
+        {"supervision": "teacher"}, {"step_alignment_weight": 0.1},
+    ],
+)  # fmt: skip
 def test_without_steps_it_is_sasrec_bit_for_bit(norm: Any, settings: dict[str, Any], loss: dict[str, Any]) -> None:
     """The release has no base model, and crashes or gives NaN at K = 0: the usual way to an unfair baseline."""
     torch.manual_seed(0)
     base = SASRec(SASRecConfig(**SIZES, norm=norm, **loss))
     torch.manual_seed(0)
     rearec = ReaRec(ReaRecConfig(**SIZES, norm=norm, steps=0, **settings, **loss))
-    assert {name for name, _ in rearec.named_parameters()} - {name for name, _ in base.named_parameters()} == {
-        "encoder.reasoning_positions"
-    }
+    own = {name for name, _ in rearec.named_parameters()} - {name for name, _ in base.named_parameters()}
+    assert own - {"readout_gate.weight"} == {"encoder.reasoning_positions"}
     for target in (TARGET, ONE):
         losses = []
         for made in (base, rearec):
@@ -68,8 +72,8 @@ def test_without_steps_it_is_sasrec_bit_for_bit(norm: Any, settings: dict[str, A
             made.train().zero_grad()
             loss = made(HISTORY, target).loss
             loss.backward()
-            losses.append(loss.detach())
-        assert bool(losses[0] == losses[1])
+            losses.append((loss.detach(), torch.rand(())))  # what the next batch draws is the same too
+        assert losses[0] == losses[1]
         grads = dict(rearec.named_parameters())
         assert all(torch.equal(own.grad, grads[name].grad) for name, own in base.named_parameters())
     assert torch.equal(base.eval().score(HISTORY), rearec.eval().score(HISTORY))
@@ -96,6 +100,22 @@ def test_erl_as_it_is_written(similarity: Any) -> None:
     expected = F.cross_entropy(logits(states.mean(dim=1)), ONE[ONE > 0] - 1)
     expected = expected - 0.3 * step_divergence(logits(states), "released")
     assert loss_of(rearec, ONE) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_under_autocast_the_divergence_is_that_of_float32(similarity: Any, form: Any) -> None:
+    """It is the small difference of two large sums, which bfloat16 rounds to anything, below 0 too."""
+    rearec = model(readout="mean", kl_weight=0.05, similarity=similarity)
+    states = chain(rearec)
+    for scale in (1.0, 0.1, 0.03):
+        near, found = (states[:, :1] + scale * (states - states[:, :1])).requires_grad_(), []
+        for low in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                divergence = step_divergence(rearec.logits(near), form)
+            assert float(divergence.detach()) >= 0
+            found.append((divergence.detach(), *torch.autograd.grad(divergence, near)))
+        torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("cooling", [1.0, 5.0, 0.5])

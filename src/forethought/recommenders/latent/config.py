@@ -172,11 +172,13 @@ class LARESConfig(LatentConfig):
     def validate_recurrence(self) -> None:
         """Refuse depths that cannot be drawn; called when the config is made."""
         for key, least in (
-            ("core_blocks", 1), ("shallowest", 1), ("test_draws", 0), ("start_std", 0), ("start_scale", 0),
+            ("core_blocks", 1), ("shallowest", 1), ("test_draws", 0), ("start_scale", 0),
             ("post_rollouts", 2), ("post_noise", 0), ("post_k", 1), ("post_beta", 0), ("post_candidates", 0),
         ):  # fmt: skip
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} is {getattr(self, key)}; it has to be at least {least}")
+            if not least <= getattr(self, key) < inf:
+                raise ValueError(f"{key} is {getattr(self, key)}; it has to be at least {least} and finite")
+        if not 0 < self.start_std < inf:
+            raise ValueError(f"start_std is {self.start_std}; it has to be greater than 0 and finite")
         if self.contrast_weight:
             raise ValueError("contrast_weight is of appended tokens; a lares has trajectory_weight in its place")
         if self.post_objective == "thought" and not self.post_noise:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 def step_divergence(logits: Tensor, form: Literal["paper", "released"]) -> Tensor:
     """How far the answers of the steps lie apart, a scalar, mean over rows (ReaRec, eq. of L_KL without its sign).
 
-    ``KL(p_i ‖ p_j) = Σ p_i ln p_i - p_i · ln p_j``, so all pairs are one batched product ``[B, T, N] × [B, N, T]``.
+    ``KL(p_i ‖ p_j) = Σ p_i ln p_i - p_i · ln p_j``, so all pairs are one batched product ``[B, T, N] × [B, N, T]``,
+    never in bfloat16: the difference of two near numbers would be its rounding.
 
     Args:
         logits: float ``[B, T, N]``.
@@ -22,7 +23,8 @@ def step_divergence(logits: Tensor, form: Literal["paper", "released"]) -> Tenso
     log_p = logits.log_softmax(dim=-1)
     p, steps = log_p.exp(), logits.shape[1]
     against = log_p.detach() if form == "released" else log_p
-    divergence = (p * log_p).sum(dim=-1)[:, :, None] - p @ against.mT  # [B, i, j]: KL(p_i ‖ p_j)
+    with torch.autocast(logits.device.type, enabled=False):
+        divergence = (p * log_p).sum(dim=-1)[:, :, None] - p @ against.mT  # [B, i, j]: KL(p_i ‖ p_j)
     if form == "paper":
         return divergence.triu(1).sum(dim=(1, 2)).mean()
     apart = ~torch.eye(steps, dtype=torch.bool, device=logits.device)

@@ -87,7 +87,7 @@ class LatentReasoner(Recommender):
             self.embedding.text.copy_(torch.from_numpy(known.vectors))
         if self.config.trajectory_weight and self.config.view == "same_target":
             self._same_target = SameTarget(dataset, self.config.max_length)
-        if self.config.supervision == "teacher":
+        if self.config.supervision == "teacher" and self.config.steps:
             self.neighbours = torch.from_numpy(item_graph(dataset, self.config.teacher_neighbours))
 
     # -- thoughts and what is read of them
@@ -145,8 +145,13 @@ class LatentReasoner(Recommender):
         return F.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
 
     def logits(self, states: Tensor) -> Tensor:
-        """The scores of the items by states as they are, without a readout; float ``[..., d]`` → ``[..., N]``."""
-        return self._compared(states) @ self.item_vectors().T
+        """The scores of the items by states as they are, without a readout; float ``[..., d]`` → ``[..., N]``.
+
+        Also under autocast they have the items' dtype: bfloat16 would drown how little a step changes, and make ties.
+        """
+        with torch.autocast(states.device.type, enabled=False):
+            vectors = self.item_vectors()
+            return self._compared(states.to(vectors.dtype)) @ vectors.T
 
     def query(self, history: Tensor, steps: int | None = None) -> Tensor:
         """As :meth:`Recommender.query`, after ``steps`` steps; by default ``self.steps``, or fewer if ``halting``."""
@@ -222,7 +227,7 @@ class LatentReasoner(Recommender):
             states = self.states(history, None, steps)[supervised]
         loss = self._cross_entropy(states, wanted)
         rows = supervised.any(dim=1)
-        if self._regularised() and bool(rows.any()):
+        if self._regularised(steps) and bool(rows.any()):
             history, target, supervised = history[rows], target[rows], supervised[rows]
             if alone:
                 position = supervised.int().argmax(dim=1)
@@ -254,21 +259,27 @@ class LatentReasoner(Recommender):
         return sampled_cross_entropy(hidden, vectors, wanted, self.log_proposal, config.negatives, config.logq)
 
     def _supervised(self, last: int) -> tuple[list[int], float]:
-        """Which of the states 0..last predict the target by themselves besides the readout, and what each counts."""
+        """Which of the states 0..last predict the target by themselves besides the readout, and what each counts.
+
+        Without steps none does: the only state is the readout.
+        """
         config = self.config
         states = {"none": [], "final": [last]}.get(config.supervision, list(range(last + 1)))
-        if config.readout == "last":
+        if config.readout == "last" or last == 0:
             states = [step for step in states if step != last]
         return states, config.step_weight / (max(len(states), 1) if config.step_reduction == "mean" else 1)
 
-    def _regularised(self) -> bool:
+    def _regularised(self, steps: int) -> bool:
+        """Whether anything but cross-entropies is learned from; without steps, only from another view."""
         config = self.config
-        return bool(
-            config.kl_weight
-            or config.contrast_weight
-            or config.trajectory_weight
-            or config.step_alignment_weight
-            or (config.supervision == "teacher" and config.teacher_weight)
+        return bool(config.trajectory_weight) or bool(
+            steps
+            and (
+                config.kl_weight
+                or config.contrast_weight
+                or config.step_alignment_weight
+                or (config.supervision == "teacher" and config.teacher_weight)
+            )
         )
 
     def _regularisers(self, states: Tensor, history: Tensor, position: Tensor, target: Tensor) -> Tensor:
@@ -287,7 +298,7 @@ class LatentReasoner(Recommender):
             loss = loss + config.contrast_weight * self._contrast(states, history, position, target)
         if config.trajectory_weight or config.step_alignment_weight:
             loss = loss + self._alignment(history, position, target)
-        if config.supervision == "teacher" and config.teacher_weight:
+        if config.supervision == "teacher" and config.teacher_weight and states.shape[1] > 1:
             newest = history.gather(1, position[:, None])[:, 0]
             loss = loss + config.teacher_weight * self._teacher(states, newest, target)
         return loss
@@ -335,8 +346,11 @@ class LatentReasoner(Recommender):
         same = target if config.mask_false_negatives else None
         history = history * (torch.arange(history.shape[1], device=history.device) <= position[:, None])
         views = [history]
-        if config.trajectory_weight:
-            views.append(history if self._same_target is None else self._same_target.draw(history, target))
+        if config.trajectory_weight and config.view == "same_history":
+            views.append(history)
+        elif config.trajectory_weight:
+            assert self._same_target is not None, "observe() has to be called before training"
+            views.append(self._same_target.draw(history, target))
         states, *others = self._of_any_length(views, depth)
         for other in others:
             thoughts = self.read_out(states), self.read_out(other)

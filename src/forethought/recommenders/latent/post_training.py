@@ -19,9 +19,13 @@ def advantages(reward: Tensor) -> Tensor:
 
 
 def divergence(log_p: Tensor, reference: Tensor) -> Tensor:
-    """``exp(r - l) - (r - l) - 1``, at least 0 and 0 where both agree; of log-probabilities of any one shape."""
+    """``exp(r - l) - (r - l) - 1``, at least 0 and 0 where both agree; of log-probabilities of any one shape.
+
+    Beyond r - l = 20 it goes on as a straight line: from 88 on the exponential is no float32.
+    """
     change = reference - log_p
-    return change.exp() - change - 1
+    near = change.clamp(max=20)
+    return near.expm1() + near.exp() * (change - near) - change
 
 
 def hits(logits: Tensor, target: Tensor, k: int) -> Tensor:

@@ -1,0 +1,66 @@
+"""The pages on quality: which of the kept runs are rows of a table."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+TABLE = "beauty-loo-latent"
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return runpy.run_path(str(BENCHMARKS / "quality.py"))
+
+
+def folders(place: Path, kept: list[bool]) -> list[Path]:
+    """Runs of both rows of LARES and of one that others share, a seed each."""
+    found = []
+    for seed, second in enumerate(kept):
+        phase = {"metric": "ndcg@10", "before": 0.0725, "after": 0.08 if second else 0.0713, "kept": second}
+        for name, record in (
+            ("beauty-loo-sasrec", {}), (f"{TABLE}-lares-pretrained", {}), (f"{TABLE}-lares", {"post_training": phase}),
+        ):  # fmt: skip
+            found.append(place / f"{name}-s{seed}")
+            found[-1].mkdir()
+            (found[-1] / "run.json").write_text(json.dumps(record))
+    return found
+
+
+@pytest.mark.parametrize("kept", [[False], [False, False], [True, False, True], [True, True]])
+def test_a_second_phase_that_was_not_kept_is_no_second_model(
+    quality: dict[str, Any], kept: list[bool], tmp_path: Path
+) -> None:
+    given = folders(tmp_path, kept)
+    shown, remarks = quality["second_phases"](TABLE, quality["studies"]()[TABLE], given)
+    if any(kept):
+        assert shown == given
+    else:
+        assert shown == [folder for folder in given if "-lares-s" not in folder.name]
+    told = "lares: its second phase brought nothing on validation (seed "
+    for seed, second in enumerate(kept):
+        assert (f"seed {seed}: NDCG@10 0.0713 at best, 0.0725 before" in "".join(remarks)) != second
+    assert [remark.startswith(told) for remark in remarks] == [True] * (not all(kept))
+    for remark in remarks:
+        end = "its weights of these seeds are" if any(kept) else "its weights are"
+        assert remark.endswith(f"so {end} those of lares-pretrained.")
+
+
+def test_rows_as_deep_as_the_models_that_reason(quality: dict[str, Any]) -> None:
+    def blocks(system: Any) -> int:
+        words = system.overrides
+        return int(dict(zip(words[::2], words[1::2], strict=False)).get("--model.num_blocks", "1"))
+
+    for name, study in quality["studies"]().items():
+        if name.endswith("-latent"):
+            rows = study.systems
+            depths = {label: blocks(row) for label, row in rows.items() if label.startswith("deeper")}
+            first = blocks(rows["lares"])
+            assert depths["deeper"] == 3 * blocks(rows["erl"])
+            assert depths.get("deeper-5", depths["deeper"]) == first + 4  # its core is one block, and taken four times
