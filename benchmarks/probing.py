@@ -28,6 +28,8 @@ step of PreferGrow): whether the steps after it will change the top 10, told by 
 what the length of the history and the popularity of the newest item tell. Then what steering along the direction of
 popularity does to accuracy and novelty, a random direction of the same norm beside. Probes are fitted on validation
 users and tested on test users; `changed` is the share of users whose top 10 keeps less than half of the final one.
+The PreferGrow below was read when its state was its query alone, which with `marginal` no step moves; its probes know
+the user and not the step. A state has e(x_t) beside the query since.
 [Instruments](../guide/instruments.md)."""
 
 

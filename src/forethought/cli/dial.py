@@ -38,7 +38,8 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--rule", choices=["fixed", "probe", "entropy", "divergence"],
-        help="what auto steps go by; by default the rule that takes the fewest on the validation users",
+        help="what auto steps go by; by default the rule that takes the fewest on the validation users, for which each "
+        "of them has to be trusted more",
     )  # fmt: skip
     parser.add_argument(
         "--dropout-draws", type=positive, metavar="N",
