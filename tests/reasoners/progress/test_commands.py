@@ -89,6 +89,9 @@ def test_what_is_learned_from_a_collection_is_tested_beside_its_other_knobs(
         (("intervene", "--random", "-1"), "-1 is not between 0 and"),
         (("intervene", "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("intervene", "--top-p", "0"), "top_p 0.0"),
+        (("intervene", "--problem_end_idx", "3"), "count the problems of --dataset; name it too"),
+        (("intervene", "--problem_start_idx", "0"), "count the problems of --dataset; name it too"),
+        (("intervene", "--dataset", "mine.jsonl", "--problem_start_idx", "-3"), "-3 is not between 0 and"),
         (("watch", "1+1", "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("watch", "1+1", "--top-p", "0"), "top_p 0.0"),
         (("watch", "1+1", "--temperature", "1e-320"), "temperature is 1e-320"),
@@ -105,6 +108,16 @@ def test_numbers_that_mean_nothing_are_refused(
         code = int(end.code or 0)
     assert code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--number", 40), ("--family", "gcd")])
+def test_problems_are_made_or_given(
+    folder: Path, tmp_path: Path, words: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"question": "1+1=", "answer": "2"}) + "\n")
+    assert run("progress", "generate", "--model", folder, "--out", tmp_path / "p", "--dataset", file, *words) == 2
+    assert "are of problems made here, and --dataset names" in capsys.readouterr().err
 
 
 def test_a_dataset_of_ones_own_is_numbered_as_it_is_and_its_end_is_not_in_it(
