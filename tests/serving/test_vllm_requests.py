@@ -79,9 +79,11 @@ def test_a_file_without_a_name_is_called_as_it_is(steering: Path, monkeypatch: p
 def test_errors_do_not_tell_a_client_where_files_are(steering: Path) -> None:
     (steering / "broken.npy").write_bytes(b"nothing")
     np.save(steering / "infinite.npy", np.full((2, 3), np.inf))
+    with (steering / "huge.npy").open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
     (steering / "folder").mkdir()
     (steering / "folder" / "instrument.json").write_text("{}")
-    for name in ("broken", "infinite", "folder", "bias"):
+    for name in ("broken", "infinite", "huge", "folder", "bias"):
         with pytest.raises(ArtefactError) as caught:
             asked(steer=name, strength=1)
         assert str(steering) not in str(caught.value)

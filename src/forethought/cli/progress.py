@@ -223,6 +223,7 @@ def watch(options: argparse.Namespace) -> int:
     from forethought.reasoners.progress.bar import show
     from forethought.reasoners.progress.trained import EMBEDDED, Trained
     from forethought.reasoners.progress.watching import Watcher
+    from forethought.reasoners.rollouts import Sampling
 
     if (options.question is None) == (options.sse is None):
         raise DataError("Give either a question, or --sse PORT to serve a page.")
@@ -233,11 +234,17 @@ def watch(options: argparse.Namespace) -> int:
         )
     options.path = options.progress or EMBEDDED
     trained, kept = Trained.open(options.path)
+    try:
+        before = Sampling(**kept.provenance["sampling"])
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{Path(options.path) / 'tpv'} does not say in provenance.sampling how its thoughts were sampled "
+            f"({type(error).__name__}: {error}); train it anew."
+        ) from error
     reasoner = open_model(options, dict(kept.provenance) | {"fingerprint": kept.model.fingerprint})
-    before = kept.provenance["sampling"]
     watcher = Watcher(
-        reasoner, trained, options.source, _given(options.max_new_tokens, before["max_new_tokens"]),
-        _temperature(options, before["temperature"]), _given(options.top_p, before["top_p"]), _seed(options),
+        reasoner, trained, options.source, _given(options.max_new_tokens, before.max_new_tokens),
+        _temperature(options, before.temperature), _given(options.top_p, before.top_p), _seed(options),
         options.alpha, options.max_seconds,
     )  # fmt: skip
     if options.sse is None:

@@ -301,7 +301,8 @@ def _instrument(folder: str) -> Instrument:
 def _array(file: str) -> Array:
     """An npy array, float32. Raises ArtefactError where it cannot be read or is not finite."""
     try:
-        array = np.asarray(np.load(file, allow_pickle=False), np.float32)
+        # mapped first, so that a header that promises more than the file has takes no memory
+        array = np.array(np.load(file, mmap_mode="r", allow_pickle=False), np.float32)
     except BROKEN_NPY as error:
         raise ArtefactError(f"The steering file {Path(file).name} is no npy array of numbers ({error}).") from error
     if not np.isfinite(array).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -141,6 +142,18 @@ def test_it_can_be_watched(made: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "thinking tokens" in captured.err
     assert run("progress", "watch", "--progress", made) == 2
     assert run("progress", "watch", "sum 3 9", "--sse", 0, "--progress", made) == 2
+
+
+def test_progress_that_does_not_say_how_its_thoughts_were_drawn_is_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("tpv", "gru"):
+        kept = Instrument.open(made / part)
+        provenance = {key: value for key, value in kept.provenance.items() if key != "sampling"}
+        replace(kept, provenance=provenance).save(tmp_path / "p" / part)
+    assert run("progress", "watch", "sum 3 9", "--progress", tmp_path / "p") == 2
+    told = capsys.readouterr().err
+    assert "does not say in provenance.sampling how its thoughts were sampled (KeyError: 'sampling'); train it" in told
 
 
 def test_the_embedded_reasoner_can_be_watched_at_once(capsys: pytest.CaptureFixture[str]) -> None:
