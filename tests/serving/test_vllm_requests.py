@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,25 @@ def test_the_progress_vector_that_comes_along_is_a_bias(steering: Path, monkeypa
     np.testing.assert_allclose(bias, logit_bias(reasoner.model, theta).numpy(), atol=1e-4)
     with pytest.raises(ArtefactError, match="for the final norm; name it with bias"):
         order({"steer": "tpv", "strength": 1}, [0], 1, engine, None)
+
+
+def test_an_instrument_of_other_weights_is_refused(steering: Path) -> None:
+    tpv = Instrument.open(PROGRESS / "tpv")
+    direction = replace(tpv, tensors={0: {"direction": torch.ones(tpv.model.width)}}, numbers={})
+    other = replace(tpv.model, name="/srv/elsewhere", fingerprint="0" * 64)
+    for name, instrument in (("tpv", tpv), ("direction", direction)):
+        instrument.save(steering / name)
+        replace(instrument, model=other).save(steering / f"{name} of another")
+    engine = Engine(str(EMBEDDED), tpv.model.blocks, tpv.model.width, 273, hooks=True, logits=True)
+    for name, more in (("steer", {"strength": 1}), ("bias", {"alpha": 1, "bias_phase": "generated"})):
+        kept = {"steer": "direction", "bias": "tpv"}[name]
+        assert order({name: kept, **more}, [0], 1, engine, None) is not None
+        with pytest.raises(ArtefactError, match="with the fingerprint 000000000000, and this one has") as caught:
+            order({name: f"{kept} of another", **more}, [0], 1, engine, None)
+        assert "/srv" not in str(caught.value)
+        assert str(steering) not in str(caught.value)
+    elsewhere = replace(engine, model=str(steering))  # no files of a model, so nothing to compare
+    assert order({"steer": "direction of another", "strength": 1}, [0], 1, elsewhere, None) is not None
 
 
 @settings(max_examples=200, deadline=None)
