@@ -152,6 +152,16 @@ WRONG: dict[str, tuple[Callable[[Path], Words], str]] = {
     "no permutations": (lambda f: ("analyse", f / "c", "--permutations", 0), "permutations is 0"),
     "no kind": (lambda f: ("analyse", f / "c", "--kind", "magic"), "invalid choice: 'magic'"),
     "no step": (lambda f: ("collekt",), "did you mean 'collect'?"),
+    "a model to analyse with": (lambda f: ("analyse", f / "c", "--model", "embedded"), "unrecognized arguments"),
+    "thoughts to detect by": (lambda f: ("overthink", f / "c", "--think", "<a>", "<b>"), "unrecognized arguments"),
+    "made and given": (
+        lambda f: ("collect", "--out", f / "x", "--problems", f / "problems.jsonl", "--number", 40),
+        "--number and --family are of problems made here, and --problems names",
+    ),
+    "families of given": (
+        lambda f: ("collect", "--out", f / "x", "--problems", f / "problems.jsonl", "--family", "gcd"),
+        "leave one out",
+    ),
     "no share": (lambda f: ("overthink", f / "c", "--share", 1.5), "share is 1.5"),
     "another model": (lambda f: ("steer", f / "c", "--model", f / "other"), "not the model that"),
     "no direction": (lambda f: ("steer", f / "c"), "no direction yet; make it with 'forethought strength analyse"),
@@ -231,6 +241,14 @@ def test_progress_learned_from_what_is_tested_on_is_refused(
     shutil.copytree(there / "c" / "rollouts", tmp_path / "rollouts-00000-00040")
     assert call("progress", "prepare", tmp_path, "--quiet", "--device", "cpu") == 0  # deals the problems otherwise
     assert "of the questions to test on were learned from" in refused("efficient", there / "c", "--progress", tmp_path)
+
+
+def test_the_kind_of_the_probe_is_told_and_why(there: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("strength", "analyse", there / "c", "--kind", "lasso", "--permutations", 2) == 0
+    told = capfd.readouterr().out
+    assert "Probe (tobit) at site" in told
+    assert "The probe is a tobit, not the lasso asked for: " in told
+    assert "of the thoughts were cut off" in told
 
 
 @pytest.mark.slow

@@ -121,6 +121,12 @@ def test_damage_and_other_versions_are_refused(tmp_path: Path) -> None:
         refused("is damaged", {name: value for name, value in manifest.items() if name != key})
     refused("for site 40, and .* has 12 blocks", manifest | {"numbers": {"40": {}}})
     refused("is damaged", manifest | {"sites": [1]})
+    refused("is damaged.*RecursionError", "[" * 200_000 + "]" * 200_000)
+    for number in (float("nan"), float("inf"), None, "much", 10**400):
+        refused("is damaged.* for the number r2 at site 1; a finite", manifest | {"numbers": {"1": {"r2": number}}})
+    for ids in ([], ["a"], [-1], [None]):
+        refused("is damaged.* open a thought with", manifest | {"delimiters": {"open": ids, "close": [6]}})
+        refused("is damaged.* close a thought with", manifest | {"delimiters": {"open": [5], "close": ids}})
     with pytest.raises(ArtefactError, match=r"nothing is no instrument \(no instrument.json\)"):
         Instrument.open(tmp_path / "nothing")
 
@@ -237,6 +243,11 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and nothing more")
     with pytest.raises(ArtefactError, match="cannot be read as an npy array"):
         import_npy(tmp_path / "zip.npy", MODEL, "x")
+    with (tmp_path / "huge.npy").open("wb") as stream:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**13,)}
+        np.lib.format.write_array_header_1_0(stream, header)
+    with pytest.raises(ArtefactError, match=r"huge.npy cannot be read as an npy array of numbers \(mmap length"):
+        import_npy(tmp_path / "huge.npy", MODEL, "x")
     np.savez(tmp_path / "many.npz", a=np.zeros(WIDTH))
     with pytest.raises(ArtefactError, match="holds several arrays"):
         import_npy(tmp_path / "many.npz", MODEL, "x")

@@ -187,6 +187,10 @@ def test_a_training_model_is_read_without_dropout_and_goes_on_training(tmp_path:
     model.train()
     np.testing.assert_array_equal(capture(model, transcripts, [2], "generated", tmp_path / "train").at(2), quiet)
     assert model.training
+    model.model.layers[1].eval()  # a part that is kept still while the rest learns
+    before = [module.training for module in model.modules()]
+    capture(model, transcripts, [2], "generated", tmp_path / "mixed")
+    assert [module.training for module in model.modules()] == before
 
 
 def test_bfloat16_is_kept_as_it_is(tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ X, LEVELS = np.random.default_rng(0).normal(size=(12, 3)), np.arange(12) % 3
         (lambda: LevelDirections.fit(X, LEVELS).vector([1]), "weights has 1"),
         (lambda: direction_nulls(X, LEVELS, np.arange(11)), "one problem for each"),
         (lambda: regression_direction(X, np.ones(12)), "equal"),
+        (lambda: regression_direction(0 * X, np.arange(12.0), "weight"), "tell nothing of the lengths"),
         (lambda: held_out_projection(X, LEVELS, [0] + [1] * 11), "one problem only"),
     ],
 )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from forethought.errors import ArtefactError
-from forethought.instruments.fingerprint import Identity, fingerprint
+from forethought.instruments.fingerprint import Identity, fingerprint, stored_fingerprint
 from forethought.instruments.sites import Stack
 
 from .models import FAMILIES, WIDTH, every_family, make_model
@@ -26,7 +28,30 @@ def test_the_same_whatever_it_is_loaded_as(family: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert fingerprint(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)) == wanted
+    assert stored_fingerprint(tmp_path) == wanted
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert stored_fingerprint(tmp_path / "shards") == wanted
     assert fingerprint(model.to(torch.bfloat16).float()) == wanted
+
+
+def test_what_files_do_not_tell(tmp_path: Path) -> None:
+    assert stored_fingerprint(tmp_path) is None
+    make_model().save_pretrained(tmp_path)
+    file, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    assert stored_fingerprint(tmp_path) is not None
+    whole = config.read_text()
+    config.write_text(json.dumps(json.loads(whole) | {"quantization_config": {"quant_method": "fp8"}}))
+    assert stored_fingerprint(tmp_path) is None
+    config.write_text(json.dumps(json.loads(whole) | {"model_type": "unheard of"}))
+    assert stored_fingerprint(tmp_path) is None
+    config.write_text(whole)
+    tensors = load_file(file)
+    save_file({f"fused.{name}": tensor for name, tensor in tensors.items()}, file)
+    assert stored_fingerprint(tmp_path) is None
+    save_file({name: tensor[..., :1].contiguous() for name, tensor in tensors.items()}, file)
+    assert stored_fingerprint(tmp_path) is None
+    file.write_bytes(b"nothing")
+    assert stored_fingerprint(tmp_path) is None
 
 
 def test_every_other_model_has_another() -> None:

@@ -268,6 +268,12 @@ def test_biases_that_do_not_fit(qwen: Any) -> None:
         advantage(torch.ones(41), torch.zeros(40), DELIMITERS)
     with pytest.raises(ArtefactError, match="There are 2 strengths for"):
         biased(qwen, torch.ones(VOCABULARY), torch.ones(2))
+    four = torch.tensor([[1, 2, OPEN], [2, 3, OPEN], [3, 4, OPEN], [4, 1, OPEN]])
+    processor = ThinkingBias(torch.ones(VOCABULARY), torch.tensor([0.0, 3.0]), DELIMITERS)
+    with pytest.raises(ArtefactError, match="There are 2 strengths for 4 rows; give one for each row, or one for all"):
+        processor(four, torch.zeros(4, VOCABULARY))  # as many rows as two copies of two prompts, and other prompts
+    copies = processor(four[[0, 0, 1, 1]], torch.zeros(4, VOCABULARY))
+    assert copies[:, 0].tolist() == [0, 0, 3, 3]
     with pytest.raises(ArtefactError, match="The closing delimiter is 2 tokens long"):
         end_bias(Delimiters((OPEN,), (CLOSE, 9)), VOCABULARY)
 

@@ -264,6 +264,8 @@ X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.linspace(1, 2, 40)
         (lambda: LengthProbe.fit(X, Y, "tobit", censored=Y > 0), "raise the cap"),
         (lambda: LengthProbe.fit(X, Y, groups=np.arange(40) % 8), "needs 9 problems .* there are 8"),
         (lambda: LengthProbe.fit(X, Y, groups=np.zeros(40)), "there are 1"),
+        (lambda: LengthProbe.fit(X, Y, level=1.0), "level is 1; an interval"),
+        (lambda: LengthProbe.fit(X, Y, level=0.0), "level is 0; an interval"),
         (lambda: LengthProbe.fit(X, Y, alpha=1.0).predict(X[:, :2]), "2 wide"),
         (lambda: ClassProbe.fit(X, np.ones(40)), "both 0 and 1"),
         (lambda: ClassProbe.fit(X, np.arange(40) % 3), "both 0 and 1"),

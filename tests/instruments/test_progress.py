@@ -375,6 +375,9 @@ BAD = np.full((4, WIDTH), np.nan)
         (lambda: PositionBaseline.fit([3, 0]), "0 tokens long"),
         (lambda: LastTokensBaseline.fit([]), "no thoughts"),
         (lambda: ProgressGRU.fit(counting(3, 0), [1, 1, 1]), "two problems or more"),
+        (lambda: ProgressGRU.fit(counting(3, 0), held_out=1.0), "held_out is 1, which leaves none of 3 problems"),
+        (lambda: ProgressGRU.fit(counting(3, 0), held_out=0.9), "held_out is 0.9, which leaves none"),
+        (lambda: ProgressGRU.fit(counting(3, 0), held_out=float("nan")), "held_out is nan"),
         (lambda: ProgressGRU.fit([torch.tensor(BAD)] * 4, epochs=1), "NaN"),
     ],
 )

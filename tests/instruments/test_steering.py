@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from forethought.errors import ArtefactError
 from forethought.instruments.phases import Delimiters
@@ -348,6 +348,15 @@ def test_a_window_counts_in_the_text_and_not_in_the_piece(qwen: Any) -> None:
         with Steering(vectors(1), 0.7, window=(3, 6)).applied(qwen) as applied:
             generate(qwen, use_cache=cache)
         assert applied.count.tolist() == [3, 3, 3]
+
+
+def test_guidance_is_refused(qwen: Any) -> None:
+    with Steering(vectors(0)).applied(qwen, must_touch=False):
+        with pytest.raises(ArtefactError, match=r"guidance_scale is 1.5: classifier-free guidance reads a second text"):
+            generate(qwen, guidance_scale=1.5)
+        with pytest.raises(ArtefactError, match="guidance_scale is 2"):
+            generate(qwen, generation_config=GenerationConfig(guidance_scale=2.0))
+        generate(qwen, guidance_scale=1.0)
 
 
 def test_steering_that_does_nothing_is_refused(qwen: Any) -> None:

@@ -108,6 +108,7 @@ def test_the_summary_is_plain_numbers_that_the_seed_repeats():
         (lambda: kaplan_meier([1, -2], [0, 0]), "negative"),
         (lambda: survival_summary([1, 2], [0, 0], [4, 4]), "two problems"),
         (lambda: survival_summary([1, 2], [0, 1], limit=5), "watched"),
+        (lambda: survival_summary([1, 2], [0, 0], replicates=0), "replicates is 0"),
     ],
 )
 def test_bad_input_is_said_in_one_sentence(call, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 from forethought.errors import ArtefactError
 from forethought.instruments.artefact import Instrument
@@ -56,6 +59,19 @@ def test_what_it_cannot_write_is_refused(small: Reasoner, tmp_path: Path) -> Non
     )
     with pytest.raises(ArtefactError, match="is a llama; this writes Qwen2"):
         export_gguf(replace(small, model=other), tmp_path / "other.gguf")
+    for name, value, told in (
+        ("rope_parameters", {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}, "has the rope_type 'linear'"),
+        ("use_sliding_window", True, "has use_sliding_window"),
+    ):
+        model = copy.deepcopy(small.model)
+        setattr(model.config, name, value)
+        with pytest.raises(ArtefactError, match=told):
+            export_gguf(replace(small, model=model), tmp_path / "other.gguf")
+    for splitting in (None, ByteLevel(), Sequence([Split(Regex(r"\p{N}{1,3}"), "isolated"), ByteLevel(False, False)])):
+        tokenizer = copy.deepcopy(small.tokenizer)
+        tokenizer.backend_tokenizer.pre_tokenizer = splitting
+        with pytest.raises(ArtefactError, match="does not split text as Qwen2's does"):
+            export_gguf(replace(small, tokenizer=tokenizer), tmp_path / "other.gguf")
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,11 @@ def test_a_file_without_a_name_is_called_as_it_is(steering: Path, monkeypatch: p
 def test_errors_do_not_tell_a_client_where_files_are(steering: Path) -> None:
     (steering / "broken.npy").write_bytes(b"nothing")
     np.save(steering / "infinite.npy", np.full((2, 3), np.inf))
+    with (steering / "huge.npy").open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
     (steering / "folder").mkdir()
     (steering / "folder" / "instrument.json").write_text("{}")
-    for name in ("broken", "infinite", "folder", "bias"):
+    for name in ("broken", "infinite", "huge", "folder", "bias"):
         with pytest.raises(ArtefactError) as caught:
             asked(steer=name, strength=1)
         assert str(steering) not in str(caught.value)
@@ -213,6 +216,25 @@ def test_the_progress_vector_that_comes_along_is_a_bias(steering: Path, monkeypa
     np.testing.assert_allclose(bias, logit_bias(reasoner.model, theta).numpy(), atol=1e-4)
     with pytest.raises(ArtefactError, match="for the final norm; name it with bias"):
         order({"steer": "tpv", "strength": 1}, [0], 1, engine, None)
+
+
+def test_an_instrument_of_other_weights_is_refused(steering: Path) -> None:
+    tpv = Instrument.open(PROGRESS / "tpv")
+    direction = replace(tpv, tensors={0: {"direction": torch.ones(tpv.model.width)}}, numbers={})
+    other = replace(tpv.model, name="/srv/elsewhere", fingerprint="0" * 64)
+    for name, instrument in (("tpv", tpv), ("direction", direction)):
+        instrument.save(steering / name)
+        replace(instrument, model=other).save(steering / f"{name} of another")
+    engine = Engine(str(EMBEDDED), tpv.model.blocks, tpv.model.width, 273, hooks=True, logits=True)
+    for name, more in (("steer", {"strength": 1}), ("bias", {"alpha": 1, "bias_phase": "generated"})):
+        kept = {"steer": "direction", "bias": "tpv"}[name]
+        assert order({name: kept, **more}, [0], 1, engine, None) is not None
+        with pytest.raises(ArtefactError, match="with the fingerprint 000000000000, and this one has") as caught:
+            order({name: f"{kept} of another", **more}, [0], 1, engine, None)
+        assert "/srv" not in str(caught.value)
+        assert str(steering) not in str(caught.value)
+    elsewhere = replace(engine, model=str(steering))  # no files of a model, so nothing to compare
+    assert order({"steer": "direction of another", "strength": 1}, [0], 1, elsewhere, None) is not None
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from forethought.cli.strength import add_model, command, open_model, steps_of
+from forethought.cli.strength import add_made_here, add_model, command, made_here, open_model, steps_of
 
 SEED = 42  # of the published scripts
 
@@ -61,8 +61,8 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     _flag(sub, "out", "output_generations_dir", metavar="DIR", help="where results go; by default in the same folder")
     _flag(sub, "task_name", default="intervene", metavar="NAME", help="folder of the results in it (intervene)")
     _dataset(sub, "by default the test problems of 'prepare'")
-    _flag(sub, "problem_start_idx", type=int, default=0, metavar="N", help="the first problem of --dataset")
-    _flag(sub, "problem_end_idx", type=int, metavar="N", help="the problem after its last")
+    _flag(sub, "problem_start_idx", type=whole, metavar="N", help="the first problem of --dataset")
+    _flag(sub, "problem_end_idx", type=whole, metavar="N", help="the problem after its last")
     sub.add_argument(
         "--alpha", type=float, nargs="+", default=[], metavar="α",
         help="one to test, several to choose from; by default those that move the model by 0.01 to 1 nats a token",
@@ -92,7 +92,7 @@ def generate(options: argparse.Namespace) -> None:
     from forethought.reasoners.rollouts import Sampling
 
     reasoner = open_model(options)
-    problems = _problems(options, options.end)
+    problems = _problems(options)
     sampling = Sampling(
         options.generations_per_problem, _given(options.max_new_tokens, default_length(reasoner)),
         _temperature(options, 0.6), options.top_p, _seed(options), options.batch_size,
@@ -155,7 +155,8 @@ def train(options: argparse.Namespace) -> None:
 def intervene(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from forethought.errors import ArtefactError
+    from forethought.data.problems import read_problems
+    from forethought.errors import ArtefactError, DataError
     from forethought.reasoners.progress import figures, overclocking, tables
     from forethought.reasoners.progress.intervention import WHOLE
     from forethought.reasoners.progress.preparation import Prepared
@@ -166,6 +167,9 @@ def intervene(options: argparse.Namespace) -> None:
     if options.intervention_vector_path:
         given = Path(options.intervention_vector_path)
         options.input_dir = given.parent if given.name == "tpv" else given
+    first, end = options.problem_start_idx, options.problem_end_idx
+    if options.dataset is None and (first, end) != (None, None):
+        raise DataError("--problem_start_idx and --problem_end_idx count the problems of --dataset; name it too.")
     folder = _place(options)
     prepared = Prepared.open(folder)
     if options.tokenizer not in (None, options.model or prepared.settings["model"]):
@@ -173,8 +177,8 @@ def intervene(options: argparse.Namespace) -> None:
     reasoner = open_model(options, prepared.settings)
     trained, _ = Trained.open(folder, reasoner)
     if options.dataset:
-        problems = _problems(options, options.problem_end_idx)
-        numbers = list(range(len(problems)))[options.problem_start_idx : options.problem_end_idx]
+        problems = read_problems(options.dataset)
+        numbers = list(range(len(problems)))[first:end]
         tested = [problems[number] for number in numbers]
         if not tested:
             raise ArtefactError(f"{options.dataset} has {len(problems)} problems and none in the range asked for.")
@@ -219,6 +223,7 @@ def watch(options: argparse.Namespace) -> int:
     from forethought.reasoners.progress.bar import show
     from forethought.reasoners.progress.trained import EMBEDDED, Trained
     from forethought.reasoners.progress.watching import Watcher
+    from forethought.reasoners.rollouts import Sampling
 
     if (options.question is None) == (options.sse is None):
         raise DataError("Give either a question, or --sse PORT to serve a page.")
@@ -229,11 +234,17 @@ def watch(options: argparse.Namespace) -> int:
         )
     options.path = options.progress or EMBEDDED
     trained, kept = Trained.open(options.path)
+    try:
+        before = Sampling(**kept.provenance["sampling"])
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{Path(options.path) / 'tpv'} does not say in provenance.sampling how its thoughts were sampled "
+            f"({type(error).__name__}: {error}); train it anew."
+        ) from error
     reasoner = open_model(options, dict(kept.provenance) | {"fingerprint": kept.model.fingerprint})
-    before = kept.provenance["sampling"]
     watcher = Watcher(
-        reasoner, trained, options.source, _given(options.max_new_tokens, before["max_new_tokens"]),
-        _temperature(options, before["temperature"]), _given(options.top_p, before["top_p"]), _seed(options),
+        reasoner, trained, options.source, _given(options.max_new_tokens, before.max_new_tokens),
+        _temperature(options, before.temperature), _given(options.top_p, before.top_p), _seed(options),
         options.alpha, options.max_seconds,
     )  # fmt: skip
     if options.sse is None:
@@ -268,8 +279,7 @@ def _folder(sub: argparse.ArgumentParser, told: str) -> None:
 def _dataset(sub: argparse.ArgumentParser, told: str = "by default problems made here") -> None:
     sub.add_argument("--dataset", metavar="FILE", help=f"JSON lines with question, answer, level; {told}")
     if told == "by default problems made here":
-        sub.add_argument("--number", type=int, default=300, metavar="N", help="of problems made here (default 300)")
-        sub.add_argument("--family", action="append", help="of problems made here; several times for several")
+        add_made_here(sub)
 
 
 def _length(sub: argparse.ArgumentParser) -> None:
@@ -330,15 +340,15 @@ def _place(options: argparse.Namespace) -> Path:
     return Path(given[0])
 
 
-def _problems(options: argparse.Namespace, end: int | None) -> list[Any]:
+def _problems(options: argparse.Namespace) -> list[Any]:
     """Of the file, or made here: as many as are asked for, and at least up to the end of the range.
 
     Those made here are of the validation part, so that what is learned from them can be tested on the problems of
     ``forethought strength collect``.
     """
-    from forethought.data.problems import FAMILIES, draw_problems, read_problems
+    from forethought.data.problems import draw_problems, read_problems
 
+    number, families = made_here(options, "--dataset", options.dataset)
     if options.dataset:
         return read_problems(options.dataset)
-    families = tuple(options.family or FAMILIES)
-    return list(draw_problems(max(options.number, end or 0), "valid", 0, families=families))
+    return list(draw_problems(max(number, options.end or 0), "valid", 0, families=families))

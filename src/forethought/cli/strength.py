@@ -29,12 +29,11 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--problems", metavar="FILE", help="JSON lines with question, answer, level; by default problems made here"
     )
-    sub.add_argument("--number", type=int, default=300, metavar="N", help="of problems made here (default 300)")
-    sub.add_argument("--family", action="append", help="of problems made here; several times for several")
+    add_made_here(sub)
     add_sampling(sub, 8)
 
     sub = step("analyse", "fit length probes and difficulty directions, beside their controls", analyse)
-    _folder(sub)
+    _folder(sub, model=False)
     sub.add_argument("--kind", choices=("ridge", "lasso", "quantile", "tobit"), default="ridge", help="of the probe")
     sub.add_argument("--permutations", type=int, default=200, metavar="N", help="of every null (default 200)")
 
@@ -46,7 +45,7 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers a problem (default 1)")
 
     sub = step("overthink", "detect before the first token which thoughts will be the longest", overthink)
-    _folder(sub)
+    _folder(sub, model=False)
     sub.add_argument("--share", type=float, default=0.25, help="of problems that count as overthought (default 0.25)")
 
     sub = step("efficient", "choose a setting that saves tokens, on problems that are not tested on", efficient)
@@ -75,9 +74,10 @@ def steps_of(
     return step
 
 
-def _folder(sub: argparse.ArgumentParser) -> None:
+def _folder(sub: argparse.ArgumentParser, model: bool = True) -> None:
     sub.add_argument("path", metavar="DIR", help="a folder of 'forethought strength collect'")
-    add_model(sub, default=None)
+    if model:
+        add_model(sub, default=None)
 
 
 def add_model(sub: argparse.ArgumentParser, default: str | None = "embedded") -> None:
@@ -88,6 +88,21 @@ def add_model(sub: argparse.ArgumentParser, default: str | None = "embedded") ->
         "--think", nargs=2, metavar=("OPEN", "CLOSE"), help="what a thought stands between (<think> </think>)"
     )
     sub.add_argument("--instruction", default="", help="added to every question")
+
+
+def add_made_here(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--number", type=int, metavar="N", help="of problems made here (default 300)")
+    sub.add_argument("--family", action="append", help="of problems made here; several times for several")
+
+
+def made_here(options: argparse.Namespace, flag: str, file: str | None) -> tuple[int, tuple[Any, ...]]:
+    """How many problems to make, and of which families; neither may be asked for beside a file of problems."""
+    from forethought.data.problems import FAMILIES
+    from forethought.errors import DataError
+
+    if file and (options.number is not None or options.family):
+        raise DataError(f"--number and --family are of problems made here, and {flag} names {file}; leave one out.")
+    return 300 if options.number is None else options.number, tuple(options.family or FAMILIES)
 
 
 def add_sampling(sub: argparse.ArgumentParser, samples: int) -> None:
@@ -124,16 +139,17 @@ def open_model(options: argparse.Namespace, settings: dict[str, Any] | None = No
 
 
 def collect(options: argparse.Namespace) -> None:
-    from forethought.data.problems import FAMILIES, draw_problems, read_problems
+    from forethought.data.problems import draw_problems, read_problems
     from forethought.reasoners.rollouts import Sampling
     from forethought.reasoners.strength.collection import Collection
 
     seed = options.seed or 0
+    number, families = made_here(options, "--problems", options.problems)
     if options.problems:
         problems = read_problems(options.problems)
     else:
-        problems = draw_problems(options.number, "test", seed, families=tuple(options.family or FAMILIES))
-        if len(problems) < options.number:
+        problems = draw_problems(number, "test", seed, families=families)
+        if len(problems) < number:
             print(f"forethought: there are only {len(problems)} different problems to draw.", file=sys.stderr)
     sampling = Sampling(
         options.samples, options.max_new_tokens, options.temperature, options.top_p, seed, options.batch_size
@@ -163,6 +179,11 @@ def analyse(options: argparse.Namespace) -> None:
     result = analysis.analyse(found, kind=options.kind, permutations=options.permutations, seed=options.seed or 0)
     out = analysis.save(result, found, found.path / "analysis", command())
     tables.show(tables.sites(result), tables.controls(result), tables.families(result))
+    if result.probe.kind != options.kind:
+        print(
+            f"The probe is a tobit, not the {options.kind} asked for: {result.controls['censored']:.1%} of the "
+            "thoughts were cut off, and only a tobit takes their lengths for lower bounds."
+        )
     print(out)
 
 

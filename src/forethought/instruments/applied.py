@@ -138,8 +138,18 @@ class Applied:
         prompt = [given[name] for name in ("inputs", "input_ids", "inputs_embeds") if given.get(name) is not None]
         self._begin(*(prompt[0].shape[:2] if prompt else (None, None)))
         configs = [given.get("generation_config"), self._model.generation_config]
-        ends = [given.get("eos_token_id"), *(getattr(config, "eos_token_id", None) for config in configs)]
-        end: Any = next((end for end in ends if end is not None), ())
+
+        def told(name: str) -> Any:
+            found = [given.get(name), *(getattr(config, name, None) for config in configs)]
+            return next((value for value in found if value is not None), None)
+
+        guidance, end = told("guidance_scale"), told("eos_token_id")
+        if guidance not in (None, 1):
+            raise ArtefactError(
+                f"guidance_scale is {guidance}: classifier-free guidance reads a second text beside each, which would "
+                "be steered and counted as the first; leave it out."
+            )
+        end = () if end is None else end
         self._ends = tuple(torch.as_tensor(end, dtype=torch.long).reshape(-1).tolist())
         self._generating = True
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ class Instrument:
         controls: what the controls measured; numbers, nested by name, None where a number is undefined.
 
     Raises:
-        ArtefactError: a site that the model does not have, no tensor at all, or values that are not finite.
+        ArtefactError: a site that the model does not have, no tensor at all, or values or numbers that are not finite.
     """
 
     kind: str
@@ -76,6 +77,13 @@ class Instrument:
                 raise ArtefactError(
                     f"{what} is for site {site!r}, and {self.model.name} has {self.model.blocks} blocks."
                 )
+        for site, numbers in self.numbers.items():
+            for name, number in numbers.items():
+                # beyond a float, as NaN and what is no number are, it could not be used
+                if not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
+                    raise ArtefactError(
+                        f"{what} has {number!r} for the number {name} at site {site!r}; a finite number belongs there."
+                    )
         for site, named in self.tensors.items():
             for name, tensor in named.items():
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -238,7 +246,7 @@ class Instrument:
             )
         except ArtefactError as error:
             raise error if str(path) in str(error) else ArtefactError(f"{path} is damaged: {error}") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {error}); get it anew.") from error
 
 
@@ -256,6 +264,6 @@ def _plain(value: Any) -> Any:
 def _is_instrument(path: Path) -> bool:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT

@@ -176,7 +176,7 @@ def regression_direction(
         alpha: of the ridge, on the raw centred states; None: scikit-learn's ``RidgeCV`` over a grid.
 
     Raises:
-        DataError: bad input, or constant lengths.
+        DataError: bad input, constant lengths, or, for ``weight``, states that tell nothing of them.
     """
     y = finite("lengths", lengths)
     x = finite("states", states, ndim=2, rows=len(y))
@@ -186,6 +186,10 @@ def regression_direction(
         away = y - y.mean()
         return np.asarray(away @ (x - x.mean(axis=0)) / (away @ away))
     weight = _ridge(x, y, alpha)
+    if not weight.any():
+        raise DataError(
+            "The states tell nothing of the lengths, so that no direction goes with them; read another site."
+        )
     return np.asarray(weight / (weight @ weight))
 
 

@@ -31,7 +31,16 @@ from forethought.instruments.sites import Site
 
 _UNKNOWN = "not recorded in the file"
 # what numpy raises for files that are no arrays, or broken ones
-BROKEN_NPY = (OSError, ValueError, TypeError, EOFError, SyntaxError, zipfile.BadZipFile, tokenize.TokenError)
+BROKEN_NPY = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    MemoryError,
+    zipfile.BadZipFile,
+    tokenize.TokenError,
+)
 
 
 def import_npy(
@@ -52,7 +61,8 @@ def import_npy(
     """
     path, identity = Path(path), _identity(model)
     try:
-        array = np.load(path, allow_pickle=False)  # somebody else's file: numbers alone, no code
+        # somebody else's file: numbers alone, no code, and no memory for more of them than the file has
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except BROKEN_NPY as error:
         raise ArtefactError(f"{path} cannot be read as an npy array of numbers ({error}).") from error
     layers, wide = identity.blocks, identity.width

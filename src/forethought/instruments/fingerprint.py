@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,14 +102,53 @@ def fingerprint(model: nn.Module) -> str:
     Raises:
         ArtefactError: a weight is not loaded.
     """
-    config = text_config(model)
-    heads = [getattr(config, key, None) for key in _HEADS]
-    digest = hashlib.sha256(f"forethought.fingerprint 1 {getattr(config, 'model_type', None)} {heads}\n".encode())
-    for name, parameter in sorted(trunk(model).named_parameters()):
+    weights = sorted(trunk(model).named_parameters())
+    for name, parameter in weights:
         if parameter.is_meta:
             raise ArtefactError(f"The weight {name} of {type(model).__name__} is not loaded; load the model whole.")
-        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-        digest.update(_signs(parameter.detach()))
+    return _digest(text_config(model), weights)
+
+
+def stored_fingerprint(folder: Path) -> str | None:
+    """The :func:`fingerprint` of the model in a folder, from its files alone, for an engine that fuses its weights.
+
+    Returns:
+        None where the files do not tell it: they are no safetensors, the model is quantised, Transformers does not know
+        it, or names or shapes its weights otherwise than they are stored.
+    """
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception:  # models that are unknown, or come with code of their own, raise as many kinds of errors
+        return None
+    if getattr(config, "quantization_config", None) is not None:
+        return None
+    weights = []
+    with ExitStack() as opened:
+        try:
+            files = [opened.enter_context(safe_open(file, framework="pt")) for file in folder.glob("*.safetensors")]
+            places = {key: file for file in files for key in file.keys()}  # noqa: SIM118 (it is no dict)
+            for name, parameter in sorted(trunk(model).named_parameters()):
+                whole = f"{model.base_model_prefix}.{name}"  # as a model with a head stores it
+                key = whole if whole in places else name
+                if key not in places or tuple(places[key].get_slice(key).get_shape()) != tuple(parameter.shape):
+                    return None
+                weights.append((name, places[key].get_tensor(key)))
+        except (OSError, SafetensorError):
+            return None
+        return _digest(text_config(model), weights)
+
+
+def _digest(config: Any, weights: Iterable[tuple[str, Tensor]]) -> str:
+    heads = [getattr(config, key, None) for key in _HEADS]
+    digest = hashlib.sha256(f"forethought.fingerprint 1 {getattr(config, 'model_type', None)} {heads}\n".encode())
+    for name, weight in weights:
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        digest.update(_signs(weight.detach()))
     return digest.hexdigest()
 
 

@@ -151,11 +151,13 @@ class ThinkingBias(LogitsProcessor):  # type: ignore[misc]  # transformers is no
         schedule: multiplies the strength.
 
     Attributes:
-        count: steps at which each row was biased in this call of ``generate``, int64 ``[B]``.
+        count: steps at which each row was biased in this call of ``generate``, int64 ``[B]``. A row whose text ended
+            inside its thought counts on until all rows have ended: which tokens end a text is not known here.
 
     Raises:
         ArtefactError: the bias or the strength is not of this kind; in ``generate``, if the bias is not as wide as the
-            vocabulary, or rows are moved (beam search) under the entropy schedule.
+            vocabulary, there are more or fewer strengths than prompts, or rows are moved (beam search) under the
+            entropy schedule.
     """
 
     def __init__(
@@ -189,6 +191,9 @@ class ThinkingBias(LogitsProcessor):  # type: ignore[misc]  # transformers is no
         # padding is left of everything: it shifts tokens and prompt alike, and holds no delimiter
         at = Places.of(input_ids, torch.ones_like(input_ids, dtype=torch.bool), prompt_length, self.delimiters, entropy)
         copies = max(rows // max(torch.as_tensor(self.strength).numel(), 1), 1)
+        prompts = input_ids[:, : self._prompt]
+        if not torch.equal(prompts[::copies].repeat_interleave(copies, dim=0)[:rows], prompts):
+            copies = 1  # these are other prompts, not copies that generate made: each needs a strength
         strength = expanded(self.strength, rows, copies).to(scores.device)
         scale = torch.where(at.opened("think")[:, -1], self.schedule(at)[:, -1].to(scores.device) * strength, 0.0)
         touched = scale != 0

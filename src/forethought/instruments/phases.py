@@ -23,10 +23,21 @@ PHASES: dict[Phase, int] = {"prompt": PROMPT, "think": THINK, "answer": ANSWER}
 
 @dataclass(frozen=True)
 class Delimiters:
-    """The token ids that open and close a thought; several where the tokenizer has no one token for it."""
+    """The token ids that open and close a thought; several where the tokenizer has no one token for it.
+
+    Raises:
+        ArtefactError: there is none to open or to close with, or one is no token id.
+    """
 
     open: tuple[int, ...]
     close: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, ids in (("open", self.open), ("close", self.close)):
+            if not ids or not all(isinstance(token, int) and token >= 0 for token in ids):
+                raise ArtefactError(
+                    f"The delimiters {name} a thought with {list(ids)}; give one token id or more, each 0 or greater."
+                )
 
     @classmethod
     def of(cls, tokenizer: Any, opening: str = "<think>", closing: str = "</think>") -> Delimiters:

@@ -88,6 +88,8 @@ class LengthProbe:
                 censored rows with another kind than ``tobit``.
         """
         x, y, group, cut = _checked(states, lengths, groups, censored, kind, log)
+        if not 0 < level < 1:
+            raise DataError(f"level is {level:g}; an interval holds a share between 0 and 1, such as 0.9.")
         needed = math.ceil(level / (1 - level) - 1e-9)
         fitting, held_out = hold_out(group, calibration, needed, seed, f"An interval of {100 * level:g} %")
         scale = Scaling.of(x[fitting])

@@ -91,14 +91,21 @@ class ProgressGRU(nn.Module):
         The same seed gives the same model on one device.
 
         Raises:
-            DataError: no thoughts, problems that do not fit them, fewer than two problems, or NaN in a state.
+            DataError: no thoughts, problems that do not fit them, fewer than two problems, none left to train on, or
+                NaN in a state.
         """
         owner = problems_of(problems, len(thoughts))
         names = np.unique(owner)
         if len(names) < 2:
             raise DataError("Training needs thoughts of two problems or more, one of them to decide when to stop.")
+        number = max(1, round(held_out * len(names))) if 0 <= held_out < 1 else len(names)
+        if number == len(names):
+            raise DataError(
+                f"held_out is {held_out:g}, which leaves none of {len(names)} problems to train on; give a share such "
+                "as 0.2."
+            )
         random = np.random.default_rng(seed)
-        aside = np.isin(owner, random.permutation(names)[: max(1, round(held_out * len(names)))])
+        aside = np.isin(owner, random.permutation(names)[:number])
         training, validation = np.flatnonzero(~aside), np.flatnonzero(aside)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -136,11 +136,16 @@ def reading(model: nn.Module, sites: Sequence[Site], stack: Stack | None) -> Ite
     stack = stack or Stack.of(model)
     if not sites or len(set(sites)) < len(sites):
         raise ArtefactError(f"The sites to read are {list(sites)}; give at least one, and each of them once.")
-    reader, training = Reader(model, sites, stack), model.training
+    reader, training = Reader(model, sites, stack), {module: module.training for module in model.modules()}
     deepest = max(sites, key=lambda site: len(stack) if site == "norm" else site)
     with contextlib.ExitStack() as hooks:
         for site in sites:
             hooks.callback(stack.hook(site, reader._keep(site, ends=site == deepest)).remove)
-        hooks.callback(model.train, training)
+        hooks.callback(_restore, training)
         model.eval()
         yield reader
+
+
+def _restore(training: dict[nn.Module, bool]) -> None:
+    for module, flag in training.items():
+        module.training = flag

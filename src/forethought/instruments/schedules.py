@@ -31,7 +31,7 @@ class Places:
         generated: int64 ``[B, T]``, the number of the generated token that the position produces: 0 at the last of
             the prompt, negative inside the prompt.
         phase: int8 ``[B, T]`` as :func:`forethought.instruments.phases.phases`; None where no delimiters are known.
-        entropy: float32 ``[B, T]``, of the distribution that the position's own token was drawn from, over log V; NaN
+        entropy: float32 ``[B, T]``, of the distribution of the position's own token at temperature 1, over log V; NaN
             where it is not known, as in the prompt; None where no schedule asks for it.
     """
 
@@ -158,9 +158,10 @@ class Budget:
 class EntropyAdaptive:
     """More where the model was sure: α_t = base + range · (1 - σ(k (u_t - u_0))) (Jiang et al. 2025, arXiv 2509.17000).
 
-    u_t is the entropy of the distribution, already steered, that the newest token was drawn from, over log V. In the
-    prompt there is none and the schedule is at its highest, base + range. The strength multiplies α_t; with strength 1
-    ``base`` and ``span`` are the paper's α_base and R.
+    u_t is the entropy, over log V, of the newest token's distribution: already steered, at temperature 1, before
+    temperature and top-p make of it what the token is drawn from. In the prompt there is none and the schedule is at
+    its highest, base + range. The strength multiplies α_t; with strength 1 ``base`` and ``span`` are the paper's α_base
+    and R.
 
     Attributes:
         base: where the model is unsure.

@@ -117,8 +117,10 @@ def survival_summary(
         measures. A median, or a bound of it, that was not reached is infinity.
 
     Raises:
-        DataError: bad input, fewer than two problems, or a limit beyond what was watched.
+        DataError: bad input, no replicates, fewer than two problems, or a limit beyond what was watched.
     """
+    if replicates < 1:
+        raise DataError(f"replicates is {replicates}; a bootstrap takes at least 1.")
     curve = kaplan_meier(lengths, censored)
     time, cut = finite("lengths", lengths), np.asarray(censored, dtype=bool)
     owner = problems_of(problems, len(time))

@@ -10,7 +10,12 @@ from typing import Any
 from forethought.atomic import atomic_file
 from forethought.errors import ArtefactError
 from forethought.reasoners.reasoner import Reasoner
+from forethought.reasoners.tokenizer import SPLIT
 
+SPLITTING = [  # what llama.cpp does to a text of the kind "qwen2" before the BPE
+    {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False},
+    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+]
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of tokens in a GGUF
 
 
@@ -21,8 +26,8 @@ def export_gguf(reasoner: Reasoner, path: str | os.PathLike[str]) -> None:
     name, as that of the embedded reasoner.
 
     Raises:
-        ArtefactError: another architecture or tokenizer, the extra ``[gguf]`` is missing, or the place cannot be
-            written.
+        ArtefactError: another architecture, tokenizer, scaling of positions or attention, the extra ``[gguf]`` is
+            missing, or the place cannot be written.
     """
     try:
         import gguf
@@ -35,6 +40,15 @@ def export_gguf(reasoner: Reasoner, path: str | os.PathLike[str]) -> None:
     kind = tokenizer["model"]["type"]
     if kind != "BPE":
         raise ArtefactError(f"The tokenizer of {reasoner.name} is a {kind}; this writes byte-level BPEs.")
+    rope = config.rope_parameters.get("rope_type", "default")
+    if rope != "default":
+        raise ArtefactError(f"The config of {reasoner.name} has the rope_type {rope!r}; this writes the default alone.")
+    if config.use_sliding_window:
+        raise ArtefactError(f"The config of {reasoner.name} has use_sliding_window; this writes whole attention alone.")
+    if _splitting(tokenizer["pre_tokenizer"] or {}) != SPLITTING:
+        raise ArtefactError(
+            f"The tokenizer of {reasoner.name} does not split text as Qwen2's does; let llama.cpp convert it."
+        )
     with atomic_file(path) as scratch:
         writer = gguf.GGUFWriter(scratch, "qwen2")
         writer.add_name(Path(reasoner.name).name)
@@ -60,6 +74,12 @@ def export_gguf(reasoner: Reasoner, path: str | os.PathLike[str]) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def _splitting(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer, without what changes offsets alone."""
+    steps = content.get("pretokenizers", [content])
+    return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
 
 
 def _add_tokenizer(writer: Any, tokenizer: Any, content: dict[str, Any], size: int) -> None:

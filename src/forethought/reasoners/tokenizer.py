@@ -17,7 +17,7 @@ BOX = "\\boxed{"
 MAX_LENGTH = 1024  # tokens of prompt, thought and answer together
 
 _WORDS = ("user\n", "assistant\n", "sum", "collatz", "gcd", "chase", "below", " in", "Wait ", "Be brief.", BOX)
-_SPLIT = (  # Qwen2's
+SPLIT = (  # Qwen2's
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _TEMPLATE = (
@@ -37,7 +37,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

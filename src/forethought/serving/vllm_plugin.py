@@ -91,6 +91,7 @@ def engine(config: Any) -> Engine:
         vocabulary=model.get_vocab_size(),
         hooks=config.parallel_config.worker_extension_cls == WORKER,
         logits=LOGITS in (model.logits_processors or ()),
+        revision=model.revision,
     )
 
 

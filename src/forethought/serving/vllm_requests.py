@@ -41,6 +41,7 @@ from torch import Tensor
 from forethought.errors import ArtefactError, RecipeError
 from forethought.instruments.artefact import MANIFEST, Instrument
 from forethought.instruments.exchange import BROKEN_NPY
+from forethought.instruments.fingerprint import stored_fingerprint
 from forethought.instruments.phases import Delimiters
 
 Array = npt.NDArray[np.float32]
@@ -62,6 +63,7 @@ class Engine:
         model: folder or hub name of the model.
         layers: number of blocks L. width: of the residual stream, d. vocabulary: columns of the logits.
         hooks: the residual stream can be steered. logits: the logits can be.
+        revision: of the model on the hub; None for the newest.
     """
 
     model: str
@@ -70,6 +72,7 @@ class Engine:
     vocabulary: int
     hooks: bool
     logits: bool
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ def order(
                 "worker_extension_cls='forethought.serving.vllm_plugin.SteeringWorker'."
             )
         vectors(file, stamp, engine.layers, engine.width)
+        check_weights(file, stamp, engine)
         if any(site_strength):
             found |= {"vector": file, "vector_stamp": stamp, "strength": site_strength, "phase": phase}
     if args.get("bias") is not None:
@@ -176,6 +180,7 @@ def order(
                 "logits_processors=['forethought.serving.vllm_logits:SteeringLogits']."
             )
         token_bias(file, stamp, engine.width, engine.vocabulary, engine.model)
+        check_weights(file, stamp, engine)
         if alpha:
             found |= {"bias": file, "bias_stamp": stamp, "alpha": alpha, "bias_phase": phase}
     if not found:
@@ -291,6 +296,44 @@ def token_bias(file: str, stamp: int, width: int, vocabulary: int, model: str) -
     return product
 
 
+@lru_cache(maxsize=32)
+def check_weights(file: str, stamp: int, engine: Engine) -> None:
+    """Refuse an instrument that was made on other weights than the engine's model has, where its files tell them.
+
+    vLLM fuses the weights that it loads, so that they have no fingerprint; and an array does not know its model.
+
+    Raises:
+        ArtefactError: the fingerprints differ.
+    """
+    if not Path(file).is_dir():
+        return
+    instrument, found = _instrument(file), _fingerprint(engine.model, engine.revision)
+    made = instrument.model.fingerprint
+    if found is not None and found != made:
+        raise ArtefactError(
+            f"The {instrument.kind} {instrument.name!r} was made on a model with the fingerprint {made[:12]}, and this "
+            f"one has {found[:12]}: other weights; make it anew from this model."
+        )
+
+
+@lru_cache(maxsize=4)
+def _fingerprint(model: str, revision: str | None) -> str | None:
+    folder = _folder(model, revision)
+    return None if folder is None else stored_fingerprint(folder)
+
+
+def _folder(model: str, revision: str | None = None) -> Path | None:
+    """Where the model's own files are; None where they are not on this machine."""
+    from huggingface_hub import snapshot_download
+
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
 def _instrument(folder: str) -> Instrument:
     try:
         return Instrument.open(folder)
@@ -301,7 +344,8 @@ def _instrument(folder: str) -> Instrument:
 def _array(file: str) -> Array:
     """An npy array, float32. Raises ArtefactError where it cannot be read or is not finite."""
     try:
-        array = np.asarray(np.load(file, allow_pickle=False), np.float32)
+        # mapped first, so that a header that promises more than the file has takes no memory
+        array = np.array(np.load(file, mmap_mode="r", allow_pickle=False), np.float32)
     except BROKEN_NPY as error:
         raise ArtefactError(f"The steering file {Path(file).name} is no npy array of numbers ({error}).") from error
     if not np.isfinite(array).all():
@@ -311,13 +355,11 @@ def _array(file: str) -> Array:
 
 def _unembedding(model: str) -> Tensor:
     """The matrix from the final norm to the logits ``[vocabulary, d]``, from the model's own files."""
-    from huggingface_hub import snapshot_download
     from safetensors import safe_open
 
-    try:
-        folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise ArtefactError("The model's own files are not on this machine; give one number a token.") from error
+    folder = _folder(model)
+    if folder is None:
+        raise ArtefactError("The model's own files are not on this machine; give one number a token.")
     # a tied model stores it only once, as the embeddings
     for ending in ("lm_head.weight", "embed_tokens.weight"):
         for file in sorted(folder.glob("*.safetensors")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -89,6 +90,9 @@ def test_what_is_learned_from_a_collection_is_tested_beside_its_other_knobs(
         (("intervene", "--random", "-1"), "-1 is not between 0 and"),
         (("intervene", "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("intervene", "--top-p", "0"), "top_p 0.0"),
+        (("intervene", "--problem_end_idx", "3"), "count the problems of --dataset; name it too"),
+        (("intervene", "--problem_start_idx", "0"), "count the problems of --dataset; name it too"),
+        (("intervene", "--dataset", "mine.jsonl", "--problem_start_idx", "-3"), "-3 is not between 0 and"),
         (("watch", "1+1", "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("watch", "1+1", "--top-p", "0"), "top_p 0.0"),
         (("watch", "1+1", "--temperature", "1e-320"), "temperature is 1e-320"),
@@ -105,6 +109,16 @@ def test_numbers_that_mean_nothing_are_refused(
         code = int(end.code or 0)
     assert code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--number", 40), ("--family", "gcd")])
+def test_problems_are_made_or_given(
+    folder: Path, tmp_path: Path, words: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"question": "1+1=", "answer": "2"}) + "\n")
+    assert run("progress", "generate", "--model", folder, "--out", tmp_path / "p", "--dataset", file, *words) == 2
+    assert "are of problems made here, and --dataset names" in capsys.readouterr().err
 
 
 def test_a_dataset_of_ones_own_is_numbered_as_it_is_and_its_end_is_not_in_it(
@@ -128,6 +142,18 @@ def test_it_can_be_watched(made: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "thinking tokens" in captured.err
     assert run("progress", "watch", "--progress", made) == 2
     assert run("progress", "watch", "sum 3 9", "--sse", 0, "--progress", made) == 2
+
+
+def test_progress_that_does_not_say_how_its_thoughts_were_drawn_is_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("tpv", "gru"):
+        kept = Instrument.open(made / part)
+        provenance = {key: value for key, value in kept.provenance.items() if key != "sampling"}
+        replace(kept, provenance=provenance).save(tmp_path / "p" / part)
+    assert run("progress", "watch", "sum 3 9", "--progress", tmp_path / "p") == 2
+    told = capsys.readouterr().err
+    assert "does not say in provenance.sampling how its thoughts were sampled (KeyError: 'sampling'); train it" in told
 
 
 def test_the_embedded_reasoner_can_be_watched_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pytest
 
 from forethought.errors import ArtefactError
-from forethought.reasoners.progress.stream import PAGE, ProgressServer
+from forethought.reasoners.progress.stream import CONNECTIONS, PAGE, ProgressServer
 from forethought.reasoners.progress.trained import Trained
 from forethought.reasoners.progress.watching import Watcher, plain
 from forethought.reasoners.reasoner import Reasoner
@@ -125,6 +125,39 @@ def test_bodies_other_methods_and_other_names_are_refused(server: ProgressServer
     assert ask(server, "/events?question=a", body=b"x" * 10)[0].status == 413
     assert ask(server, "/", "POST", b"x")[0].status == 501
     assert ask(server, "/", Host="evil.example:80")[0].status == 403
+
+
+def test_pages_of_other_sites_are_refused(server: ProgressServer) -> None:
+    question = f"/events?question={quote(QUESTION)}"
+    for headers in (
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:1", "Sec_Fetch_Site": "same-site"},
+    ):
+        for path in ("/", question):
+            response, text = ask(server, path, **headers)
+            assert response.status == 403
+            assert json.loads(text)["error"] == "This server answers its own page, and no page of another site."
+    for name in ("127.0.0.1", "localhost"):
+        host = f"{name}:{server.server_address[1]}"
+        own = {"Host": host, "Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}
+        assert ask(server, "/", **own)[0].status == 200
+    assert ask(server, "/", Sec_Fetch_Site="none")[0].status == 200
+
+
+def test_idle_connections_take_a_few_threads_and_no_more(server: ProgressServer) -> None:
+    before = threading.active_count()
+    idle = [socket.create_connection(server.server_address, timeout=30) for _ in range(CONNECTIONS)]
+    assert comes_true(lambda: threading.active_count() == before + CONNECTIONS)
+    for _ in range(8):
+        with socket.create_connection(server.server_address, timeout=30) as late:
+            assert b" 503 " in late.recv(100)
+    assert threading.active_count() == before + CONNECTIONS
+    for each in idle:
+        each.close()
+    assert comes_true(lambda: threading.active_count() == before)
+    assert ask(server, "/")[0].status == 200
 
 
 def test_a_browser_that_asks_again_by_itself_gets_nothing(server: ProgressServer) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +14,13 @@ import torch
 
 from forethought.data.problems import Problem
 from forethought.errors import ArtefactError
-from forethought.instruments.artefact import Instrument
+from forethought.instruments.artefact import MANIFEST, Instrument
 from forethought.instruments.progress import progress_labels
 from forethought.reasoners.progress import figures, tables
 from forethought.reasoners.progress.generation import Generations
 from forethought.reasoners.progress.meters import Meter, Needle
 from forethought.reasoners.progress.preparation import Prepared, Thoughts
-from forethought.reasoners.progress.trained import SOURCES, Trained
+from forethought.reasoners.progress.trained import EMBEDDED, SOURCES, Trained
 from forethought.reasoners.progress.training import Report, deciles, train
 from forethought.reasoners.reasoner import Reasoner
 
@@ -93,6 +97,46 @@ def test_another_model_is_refused(trained: Trained, planted: Prepared, reasoner:
     finally:
         with torch.no_grad():
             weight.neg_()
+
+
+@pytest.mark.parametrize(
+    ("part", "numbers", "told"),
+    [
+        ("tpv", {"source": -1}, "source is -1, and there are 0 to 2"),
+        ("tpv", {"source": 0.5}, "source is 0.5, and there are 0 to 2"),
+        ("tpv", {"source": None}, "None for the number source"),
+        ("tpv", {"tpv.bias": float("nan")}, "nan for the number tpv.bias"),
+        ("gru", {"hidden": float("inf")}, "inf for the number hidden"),
+    ],
+)
+def test_numbers_that_were_changed_are_refused(tmp_path: Path, part: str, numbers: dict[str, Any], told: str) -> None:
+    folder = shutil.copytree(EMBEDDED, tmp_path / "changed")
+    file = folder / part / MANIFEST
+    manifest = json.loads(file.read_text())
+    manifest["numbers"]["norm"] |= numbers
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match=f"is damaged.*{told}") as caught:
+        Trained.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "shape"),
+    [
+        ("gru", "gru.gru.weight_hh_l0", (3, 10**6)),  # a network of so many would not fit into any memory
+        ("gru", "gru.project.weight", (8,)),
+        ("gru", "gru.head.bias", (2,)),
+        ("tpv", "raw", (8,)),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, part: str, name: str, shape: tuple[int, ...]) -> None:
+    folder = shutil.copytree(EMBEDDED, tmp_path / "changed")
+    kept = Instrument.open(folder / part)
+    tensors = {"norm": {**kept.tensors["norm"], name: torch.zeros(shape)}}
+    replace(kept, tensors=tensors).save(folder / part, replace=True)
+    with pytest.raises(ArtefactError, match="is damaged") as caught:
+        Trained.open(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -42,6 +42,7 @@ from forethought.reasoners.strength.knobs import (
 )
 from forethought.reasoners.strength.ready import EndWhenReady, Ready, fit_ready, force_answers, ready_knob
 from forethought.reasoners.strength.sweep import against, choose, end_logits, plain_of, turn
+from forethought.reasoners.strength.tables import choices, choices_document
 from tests.reasoners.tiny import problems, tiny
 
 PROBLEMS = problems(10)
@@ -276,7 +277,11 @@ def test_the_most_accurate_within_a_budget() -> None:
     assert choose(ON, ON, budget=120)["best"].value == 2
     assert (choose(ON, ON, budget=100)["best"].knob, choose(ON, ON, budget=100)["best"].value) == ("a", 1)
     assert choose(ON, ON, budget=50)["best"].chosen_on.numbers["mean"] == 40
-    assert choose(ON, ON, budget=5)["best"].knob == "none"
+    missed = choose(ON, ON, budget=5)
+    assert (missed["best"].knob, missed["best"].missed) == ("none", "nothing within the budget")
+    assert choices_document(missed)["best"]["missed"] == "nothing within the budget"
+    assert "nothing within the budget" in list(choices(missed).columns[1].cells)
+    assert not any(choice.missed for choice in choose(ON, ON, max_loss=0.0).values())
 
 
 @given(st.permutations(range(6)), st.lists(st.floats(0.1, 1), min_size=6, max_size=6), st.sampled_from([None, 85.0]))

@@ -4,10 +4,12 @@
 ``text``, ``fraction``, ``low``, ``high``, ``eta_tokens``, ``phase``, ``closed`` and ``source`` (see
 :class:`~forethought.reasoners.progress.watching.Event`), at the end one event named ``done``, and one named ``error``
 where the question cannot be answered. One thought goes on at a time; a few may wait.
+Pages of other sites are refused, and so are more connections than a few browsers need.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,8 +24,10 @@ PAGE = Path(__file__).with_name("page.html")
 ADDRESS = "127.0.0.1"
 LONGEST_TARGET = 16_384  # bytes of path and query
 LONGEST_QUESTION = 4_000  # characters
+CONNECTIONS = 32  # at once; a browser holds a few, and opens some that it may never use
 WAITING = 4  # questions beside the one that is being answered
 _PATIENCE = 30.0  # seconds for a request to arrive, and for a reader to take what is sent
+_FULL = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -47,6 +51,7 @@ class ProgressServer(ThreadingHTTPServer):
     def __init__(self, watcher: Watcher, port: int = 0, *, waiting: int = WAITING) -> None:
         self.watcher = watcher
         self.stopped = threading.Event()
+        self.connections = threading.BoundedSemaphore(CONNECTIONS)
         self.places = threading.BoundedSemaphore(1 + waiting)
         self.thinking = threading.Lock()
         self.page = PAGE.read_bytes()
@@ -62,6 +67,20 @@ class ProgressServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Where the page is."""
         return f"http://{ADDRESS}:{self.server_address[1]}/"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread a connection, and no more of them than are allowed at once."""
+        if not self.connections.acquire(blocking=False):
+            with contextlib.suppress(OSError):
+                request.sendall(_FULL)
+            return self.shutdown_request(request)
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A reader that went away is no error to print; anything else is."""
@@ -95,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self._is_local():
             return self._refuse(403, f"This server answers to {ADDRESS} and localhost only.")
+        if not self._is_own():
+            return self._refuse(403, "This server answers its own page, and no page of another site.")
         if len(self.path) > LONGEST_TARGET:
             return self._refuse(414, f"The address is longer than {LONGEST_TARGET} bytes.")
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
@@ -156,6 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Whether the request names this machine; a page elsewhere that points its own name here does not."""
         host = self.headers.get("Host", "").rsplit(":", 1)[0]
         return host in (ADDRESS, "localhost")
+
+    def _is_own(self) -> bool:
+        """Whether no page of another site asks: browsers say who does, other programs need not."""
+        origin = self.headers.get("Origin")
+        own = origin is None or origin == f"http://{self.headers['Host']}"
+        return own and self.headers.get("Sec-Fetch-Site") != "cross-site"
 
     def _write(self, text: str) -> None:
         self.wfile.write(text.encode())

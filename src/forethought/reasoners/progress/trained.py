@@ -87,10 +87,9 @@ class Trained:
             provenance, controls,
         ).save(folder / "tpv", replace=True)  # fmt: skip
         weights = {f"{_GRU}{name}": tensor for name, tensor in self.gru.state_dict().items()}
-        sizes = {"inner": float(self.gru.project.out_features), "hidden": float(self.gru.gru.hidden_size)}
         Instrument(
-            "progress-gru", "thinking progress", {"norm": weights}, model, "think", UNITS, {"norm": sizes}, delimiters,
-            provenance, controls,
+            "progress-gru", "thinking progress", {"norm": weights}, model, "think", UNITS, {}, delimiters, provenance,
+            controls,
         ).save(folder / "gru", replace=True)  # fmt: skip
 
     @classmethod
@@ -116,9 +115,16 @@ class Trained:
         if recurrent.model.fingerprint != kept.model.fingerprint:
             raise ArtefactError(f"{folder} holds a probe and a GRU of two models; train it anew.")
         try:
-            tensors, numbers, sizes = kept.tensors["norm"], kept.numbers["norm"], recurrent.numbers["norm"]
-            gru = ProgressGRU(kept.model.width, int(sizes["inner"]), int(sizes["hidden"]))
-            gru.load_state_dict({name.removeprefix(_GRU): tensor for name, tensor in recurrent.tensors["norm"].items()})
+            tensors, numbers, width = kept.tensors["norm"], kept.numbers["norm"], kept.model.width
+            for name in ("tpv", "raw"):
+                if tensors[name].shape != (width,):
+                    raise ValueError(f"{name} has the shape {list(tensors[name].shape)}, not {[width]}")
+            if numbers["source"] not in range(len(SOURCES)):
+                raise ValueError(f"source is {numbers['source']}, and there are 0 to {len(SOURCES) - 1}")
+            weights = {name.removeprefix(_GRU): tensor.float() for name, tensor in recurrent.tensors["norm"].items()}
+            with torch.device("meta"):  # whatever sizes a file may tell, no memory beyond what its tensors take
+                gru = ProgressGRU(width, weights["gru.weight_ih_l0"].shape[1], weights["gru.weight_hh_l0"].shape[1])
+            gru.load_state_dict(weights, assign=True)
             found = cls(
                 ProgressProbe(tensors["tpv"].double().numpy(), numbers["tpv.bias"], numbers["tpv.ridge"]),
                 ProgressProbe(tensors["raw"].double().numpy(), 0.0, numbers["raw.ridge"]),
@@ -127,7 +133,7 @@ class Trained:
                 {source: Meter.from_state(source, tensors, numbers) for source in SOURCES},
                 SOURCES[int(numbers["source"])],
             )
-        except (KeyError, IndexError, RuntimeError) as error:
+        except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ArtefactError(f"{folder} is damaged ({type(error).__name__}: {reason}); train it anew.") from error
         return found, kept

@@ -1,8 +1,9 @@
 """Fit everything that reads progress, choose among it on problems held out, and say what it comes to on others.
 
-Three parts of the problems, and no part has two uses: the readers are fitted on ``fit``; their smoothing, map and
-interval, and which of them a bar shows, come from ``validation``; what is reported is measured on ``test``. The
-published script refits its vector on the test problems before it is kept; nothing is refitted here.
+Three parts of the problems: the readers are fitted on ``fit``; ``validation`` chooses their smoothing, fits their map,
+calibrates their interval and picks which of them a bar shows, and later α; what is reported is measured on ``test``,
+which has no other use. The published script refits its vector on the test problems before it is kept; nothing is
+refitted here.
 """
 
 from __future__ import annotations

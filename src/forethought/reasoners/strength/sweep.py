@@ -133,12 +133,13 @@ class Choice:
     """A setting that was chosen on some problems and measured on others.
 
     Attributes:
-        knob, value: of it; ``none`` where nothing kept to the conditions.
+        knob, value: of it; ``none`` is the unchanged model.
         chosen_on: its outcome where it was chosen.
         tested: its outcome on the test problems.
         saved: share of the unchanged model's mean thinking tokens, on the test problems, with bootstrap bounds over
             problems.
         lost: accuracy of the unchanged model minus this one's, likewise.
+        missed: the condition that no setting kept to, where it is the unchanged model for want of a better; else "".
     """
 
     knob: str
@@ -147,6 +148,7 @@ class Choice:
     tested: Outcome
     saved: tuple[float, float, float]
     lost: tuple[float, float, float]
+    missed: str = ""
 
 
 def choose(
@@ -183,7 +185,9 @@ def choose(
             best = min(allowed, key=lambda found: found.numbers["mean"], default=plain)
         end = after[best.knob, best.value]
         saved, lost = against(after["none", 0.0], end)
-        choices[name] = Choice(best.knob, best.value, best, end, saved, lost)
+        limit = "loss" if budget is None else "budget"
+        missed = "" if allowed else f"nothing within the {limit}"
+        choices[name] = Choice(best.knob, best.value, best, end, saved, lost, missed)
     return choices
 
 

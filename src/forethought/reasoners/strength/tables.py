@@ -62,7 +62,7 @@ def sites(analysis: Analysis) -> Table:
 
 def controls(analysis: Analysis) -> Table:
     """The best probe on the test problems, and what it is held to."""
-    table = _table(f"Probe at site {analysis.best}, test problems", "measure", "value")
+    table = _table(f"Probe ({analysis.probe.kind}) at site {analysis.best}, test problems", "measure", "value")
     for name, value in analysis.controls.items():
         table.add_row(name, _number(value))
     if cut := analysis.controls["censored"]:
@@ -102,7 +102,9 @@ def choices(found: dict[str, Choice]) -> Table:
     """What was chosen of each knob, and what it came to."""
     table = _table("Chosen on other problems", "of", "knob", "value", "tokens saved", "accuracy lost")
     for name, choice in found.items():
-        table.add_row(name, choice.knob, f"{choice.value:g}", _share(choice.saved), _share(choice.lost))
+        table.add_row(
+            name, choice.missed or choice.knob, f"{choice.value:g}", _share(choice.saved), _share(choice.lost)
+        )
     return table
 
 
@@ -112,6 +114,7 @@ def choices_document(found: dict[str, Choice]) -> dict[str, Any]:
         name: {
             "knob": c.knob,
             "value": c.value,
+            "missed": c.missed,
             "saved": c.saved,
             "lost": c.lost,
             "chosen_on": c.chosen_on.numbers,
