@@ -194,6 +194,23 @@ def test_learned_questions_are_not_tested_on(planted: Prepared) -> None:
             refuse_learned(templated, [problem])
 
 
+def test_what_was_learned_is_not_tested_on_in_other_words(planted: Prepared) -> None:
+    learned = [
+        Problem("gcd", 2, "Solve: gcd 41 98!", (), "1"),
+        Problem("collatz", 2, "Solve: collatz 19 below 15!", (), "6"),
+    ]
+    prepared = replace(
+        planted, problems=dict(enumerate(learned)), parts={"fit": [0], "validation": [1], "test": []},
+        settings=planted.settings | {"template": "Solve: {problem}!"},
+    )  # fmt: skip
+    for question, answer in (("gcd 98 41", "1"), ("collatz 19 below 16", "6"), ("Solve: gcd 98 41!", "1")):
+        with pytest.raises(DataError, match="1 of the questions to test on were learned from"):
+            refuse_learned(prepared, [Problem("mine", 0, question, (), answer)])
+    refuse_learned(
+        prepared, [Problem("gcd", 2, "gcd 98 42", (), "14"), Problem("collatz", 2, "collatz 19 below 9", (), "9")]
+    )
+
+
 def test_the_end_entry_is_what_parts_says(reasoner: Reasoner, trained: Trained) -> None:
     bias, _ = biases(reasoner, trained)
     end, rest = parts(bias, reasoner.delimiters)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +152,20 @@ def overclock(
 
 
 def refuse_learned(prepared: Prepared, problems: Sequence[Problem]) -> None:
-    """Refuse to test on questions that the vectors, or their strength, come from, in their template or without.
+    """Refuse to test on what the vectors, or their strength, come from, in its template or without.
 
     Raises:
         DataError: one of them is among the problems to fit or to choose.
     """
-    learned = {problem.question for part in ("fit", "validation") for problem in prepared.part(part)}
-    template = prepared.settings.get("template", "{problem}")
-    asked = [problem.question for problem in problems]
-    if known := [text for text in asked if {text, template.replace("{problem}", text)} & learned]:
+    first, *rest = map(re.escape, prepared.settings.get("template", "{problem}").split("{problem}"))
+    template = re.compile(first + "(.*)" + r"\1".join(rest), re.DOTALL)
+
+    def key(problem: Problem) -> str:
+        found = template.fullmatch(problem.question)
+        return replace(problem, question=found[1]).key if found else problem.key
+
+    learned = {key(problem) for part in ("fit", "validation") for problem in prepared.part(part)}
+    if known := [problem.question for problem in problems if key(problem) in learned]:
         raise DataError(
             f"{len(known)} of the questions to test on were learned from, the first of them {known[0][:40]!r}; "
             "learn from others, or test on others."

@@ -19,7 +19,6 @@ from forethought.recommenders.prefergrow.kernels import FadingKernel
 from forethought.recommenders.prefergrow.network import NoiseEmbedding, PaperBlock, ScoreHead
 from forethought.recommenders.prefergrow.schedules import Geometric, LogLinear, NoiseSchedule, sample_times
 
-
 AT_ONCE = 64  # chains whose laws are held together: a step of 64 with 12,000 states holds 6 MB in each of its arrays
 
 
