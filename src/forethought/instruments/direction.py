@@ -275,7 +275,8 @@ def random_directions(like: Tensor, number: int, generator: torch.Generator) -> 
     drawn = torch.randn(number, *frame.shape, generator=generator, dtype=torch.float64)
     turned, scale = torch.linalg.qr(drawn)
     turned = turned * scale.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # or they would not be drawn evenly
-    return (turned @ inside).mT.reshape(number, *like.shape).to(like)
+    found: Tensor = (turned @ inside).mT.reshape(number, *like.shape)
+    return found.to(like)
 
 
 def _means(x: Floats, place: Ints, size: int) -> Floats:
