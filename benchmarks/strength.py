@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import combine_pvalues
 
 from forethought.atomic import atomic_file, atomic_folder
 from forethought.data.problems import HIDDEN
@@ -84,16 +85,34 @@ def strength_page(folders: Sequence[Path]) -> Iterator[str]:
     yield f"## How long will it think? Probe on held-out problems, {seeds} seeds"
     yield from table(
         ["measure", "mean", "± s.d."],
-        [[name, *spread([a["controls"].get(name) for a in analyses])] for name in analyses[0]["controls"]],
+        [
+            [f"{name}, combined", combined([(a["controls"][name], a["controls"]["rows"]) for a in analyses]), "–"]
+            if name.endswith("/p")
+            else [name, *spread([a["controls"].get(name) for a in analyses])]
+            for name in analyses[0]["controls"]
+        ],
     )
-    yield "Inside each family (rank correlation with the mean length; the hidden families' questions do not tell it):"
+    yield (
+        "Inside each family, seed by seed (rank correlation with the mean length; the hidden families' questions do "
+        "not tell it):"
+    )
     names = list(dict.fromkeys(name for a in analyses for name in a["families"]))
     rows = []
     for name in names:
-        found = [a["families"][name] for a in analyses if name in a["families"]]
-        cells = [spread([f[key] for f in found])[0] for key in ("spearman", "spearman/p", "prompt-length/spearman")]
-        rows.append([f"{name}{' (hidden)' if name in HIDDEN else ''}", *cells])
-    yield from table(["family", "ρ probe", "p", "ρ prompt length"], rows)
+        found = [a["families"].get(name, {}) for a in analyses]
+        sizes, probe, p, prompt = (
+            [f.get(key) for f in found] for key in ("problems", "spearman", "spearman/p", "prompt-length/spearman")
+        )
+        rows.append([
+            f"{name}{' (hidden)' if name in HIDDEN else ''}", each(sizes, ".0f"), each(probe, ".2f"), each(p, ".3f"),
+            combined([(one, size) for one, size in zip(p, sizes, strict=True) if one is not None]), each(prompt, ".2f"),
+        ])  # fmt: skip
+    yield from table(["family", "problems", "ρ probe", "p", "p combined", "ρ prompt length"], rows)
+    yield (
+        "p are one-sided, of permutations (200 of the whole, where the least is .005; 500 inside families, .002). "
+        "Combined: Stouffer's method, weighted by √n. The seeds draw from one pool of problems and ask one model, so "
+        "they are not wholly independent."
+    )
     yield "![Probe](images/strength-probe.png)\n\n## Directions"
     rows = []
     for index, site in enumerate(row["site"] for row in analyses[0]["sites"]):
@@ -114,6 +133,29 @@ def strength_page(folders: Sequence[Path]) -> Iterator[str]:
     yield "![Frontier](images/strength-frontier.png)\n\n## Chosen on other problems, measured on the test problems"
     yield from choices([e["choices"] for e in efficient])
     yield verdict([e["choices"] for e in efficient])
+
+
+def combined(found: Sequence[tuple[float, float]]) -> str:
+    """One p of those of all seeds, each with its number of rows: a mean of p is none."""
+    p, rows = np.array(found).T
+    return f"{combine_pvalues(p, method='stouffer', weights=np.sqrt(rows)).pvalue:.2g}"
+
+
+def each(values: Sequence[float | None], form: str) -> str:
+    """Seed by seed."""
+    return ", ".join("–" if value is None else f"{value:{form}}" for value in values)
+
+
+def measured(folders: Sequence[Path], analysed: bool) -> str:
+    """What made the numbers that are kept: commit, day and machine of each seed, and of what was analysed again."""
+    told: dict[str, list[str]] = {}
+    for folder, seed in zip(folders, kept(folders, "made"), strict=True):
+        about = f"commit {seed['commit']}, {seed['date']}"
+        if analysed and (again := seed.get("analysed_again")):
+            about += f" (`strength analyse` again at commit {again['commit']}, {again['date']})"
+        about += f": {seed['processor']}, {seed['cores']} cores, Python {seed['python']}, torch {seed['torch']}"
+        told.setdefault(about, []).append(folder.name.removeprefix("seed-"))
+    return " ".join(f"Seeds {', '.join(seeds)} were measured at {about}." for about, seeds in told.items())
 
 
 def verdict(seeds: Sequence[dict[str, Any]]) -> str:
@@ -250,7 +292,8 @@ def main() -> None:
         introduction = Path(__file__).with_name(f"{name}.md").read_text().strip()
         command = made(f"python benchmarks/strength.py --write {options.write}")
         with atomic_file(options.write / f"{name}.md") as scratch:
-            scratch.write_text("\n\n".join([introduction, command, *page(folders)]) + "\n")
+            about = f"{measured(folders, name == 'strength')} {command}"
+            scratch.write_text("\n\n".join([introduction, about, *page(folders)]) + "\n")
 
 
 if __name__ == "__main__":

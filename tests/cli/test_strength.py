@@ -139,7 +139,7 @@ WRONG: dict[str, tuple[Callable[[Path], Words], str]] = {
         lambda f: ("collect", "--out", f / "x", "--model", f / "model", "--problems", f / "none"), "cannot be read"
     ),
     "too few problems": (
-        lambda f: ("collect", "--out", f / "x", "--model", f / "model", "--number", 5), "There are 5 problems"
+        lambda f: ("collect", "--out", f / "x", "--model", f / "model", "--number", 5), "There are 5 different problems"
     ),
     "no such family": (
         lambda f: ("collect", "--out", f / "x", "--model", f / "model", "--family", "cake"), "no family 'cake'"

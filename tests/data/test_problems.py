@@ -153,6 +153,18 @@ def test_splits_are_disjoint_and_stay_where_they_are() -> None:
     )  # fmt: skip
 
 
+def test_what_asks_the_same_has_one_key_and_is_drawn_once() -> None:
+    ways = [("gcd 98 41", "1", "gcd 41 98", "1"), ("collatz 19 below 15", "6", "collatz 19 below 16", "6")]
+    for one, first, other, second in ways:
+        assert Problem("", 0, one, (), first).key == Problem("mine", 0, other, (), second).key
+    apart = ["gcd 98 42", "gcd 9 8 41", "What is gcd 98 41", "collatz 19 below 15", "sum 1 2", "sum 2 1"]
+    assert len({Problem("gcd", 0, question, (), str(n)).key for n, question in enumerate(apart)}) == len(apart)
+    held_out = [draw_problems(400, split, 0, families=("gcd", "collatz")) for split in ("valid", "test")]  # type: ignore[arg-type]
+    keys = [{p.key for p in problems} for problems in held_out]
+    assert [len(some) for some in keys] == [400, 400]
+    assert not keys[0] & keys[1]
+
+
 def test_a_set_is_balanced_different_and_the_same_again() -> None:
     problems = draw_problems(250, "test", 3)
     assert problems == draw_problems(250, "test", 3)
@@ -175,7 +187,9 @@ def test_there_are_no_more_problems_than_there_are() -> None:
 
     pairs = [(a, b) for a in range(1, 100) for b in range(1, 100) if 2 <= steps(a, b) <= 3]
     there = {f"gcd {a} {b}" for a, b in pairs if Problem("gcd", 0, f"gcd {a} {b}", (), "").split == "test"}
-    assert {p.question for p in draw_problems(1000, "test", 0, families=("gcd",), levels=(1,))} == there
+    drawn = draw_problems(1000, "test", 0, families=("gcd",), levels=(1,))
+    assert {p.key for p in drawn} == {Problem("gcd", 0, question, (), "").key for question in there}
+    assert len(drawn) == len({p.key for p in drawn}) < len(there)
 
 
 def test_the_length_of_a_question_tells_the_steps_in_shown_families_only() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, spearmanr
-from sklearn.metrics import r2_score
+from sklearn.metrics import r2_score, roc_auc_score
 
 from forethought.errors import DataError
 from forethought.instruments.controls import (
@@ -121,6 +121,22 @@ def test_split_half_finds_the_planted_reliability_and_a_perfect_predictor_meets_
         assert np.corrcoef(truth, means)[0, 1] == pytest.approx(found.ceiling, abs=0.02)
         assert spearman(truth, means) == pytest.approx(split_half(rollouts, splits=5, ranks=True).ceiling, abs=0.025)
     assert split_half(random.normal(size=(500, 4))).ceiling < 0.4
+
+
+@pytest.mark.parametrize("label", [False, True])
+def test_the_prompts_length_may_rise_and_fall_with_what_it_tells(label):
+    random = np.random.default_rng(4)
+    size = random.integers(20, 80, 300)
+    lengths = 100 + 80 * np.exp(-(((size - 50) / 8) ** 2)) + random.normal(0, 10, 300)
+    wanted = (lengths > np.quantile(lengths, 0.75)).astype(float) if label else lengths
+    found = prompt_length_baseline(size[:150], wanted[:150], size[150:])
+    if label:  # a line finds nothing here: its area is about a half
+        assert roc_auc_score(wanted[150:], found) > 0.9
+    else:
+        assert r2(found, wanted[150:]) > 0.75
+    nothing = prompt_length_baseline(size[:150], random.permutation(wanted)[:150], size[150:])
+    assert abs(spearman(nothing, wanted[150:])) < 0.3 or np.ptp(nothing) == 0
+    assert np.isfinite(prompt_length_baseline(np.full(150, 9), wanted[:150], size[150:])).all()
 
 
 def test_prompt_length_alone_explains_lengths_planted_on_it():

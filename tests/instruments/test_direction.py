@@ -177,6 +177,10 @@ def test_random_directions_have_the_norms_of_their_counterparts(shape):
     torch.testing.assert_close(one.norm(dim=-1), like.norm(dim=-1).expand(5, *shape[:-1]))
     many = random_directions(torch.tensor([3.0, 4.0]), 4000, torch.Generator().manual_seed(2))
     assert many.mean(dim=0).abs().max() < 0.2
+    pair = random_directions(torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]), 4000, torch.Generator().manual_seed(3))
+    torch.testing.assert_close((pair[:, 0] * pair[:, 1]).sum(dim=-1), torch.ones(4000))  # the angle stays
+    assert pair.mean(dim=0).abs().max() < 0.1
+    assert random_directions(torch.ones(5, 3), 2, torch.Generator()).shape == (2, 5, 3)  # more sites than dimensions
     assert random_directions(torch.zeros(4), 2, torch.Generator()).abs().max() == 0
 
 

@@ -65,7 +65,8 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
     _flag(sub, "problem_end_idx", type=whole, metavar="N", help="the problem after its last")
     sub.add_argument(
         "--alpha", type=float, nargs="+", default=[], metavar="α",
-        help="one to test, several to choose from; by default those that move the model by 0.01 to 1 nats a token",
+        help="one to test, several to choose from; by default, of either sign, those that move the model by 0.01 to 1 "
+        "nats a token",
     )  # fmt: skip
     _flag(sub, "max_loss", type=float, default=0.01, metavar="A", help="accuracy given up at most (0.01)")
     sub.add_argument("--random", type=whole, default=1, metavar="N", help="random biases beside (default 1)")

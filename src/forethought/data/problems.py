@@ -18,13 +18,14 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from forethought.errors import DataError
 
@@ -49,6 +50,8 @@ _PAIRS = 10  # of a chase, whatever its level
 _INNERMOST = re.compile(r"\((\d+)([-+*])(\d+)\)")
 _USED_UP = 200  # draws without a new question, after which there is taken to be none
 _LEVEL = re.compile(r"(?<!\d)(\d+)(?:\.0*)?$")
+_PAIR = re.compile(r"gcd \d+ \d+")
+_BOUND = re.compile(r"(collatz \d+) below \d+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # of each level: a check is added with this probability for every one of 2 n chances, n the number of necessary steps
@@ -73,12 +76,22 @@ class Problem:
     answer: str
 
     @property
+    def key(self) -> str:
+        """The same for questions that ask the same: a gcd in both orders, a collatz under bounds that end it alike."""
+        if _PAIR.fullmatch(self.question):
+            return " ".join(sorted(self.question.split()))
+        if found := _BOUND.fullmatch(self.question):
+            return f"{found[1]} in {self.answer}"
+        return self.question
+
+    @property
     def split(self) -> Split:
         """The part this question belongs to, by a hash of its text: 80 % train, 10 % valid, 10 % test.
 
-        The two orders of the numbers of a gcd are one question.
+        The two orders of the numbers of a gcd are one question. Bounds of a collatz that end it alike are not, for the
+        embedded reasoner was trained on this split.
         """
-        told = " ".join(sorted(self.question.split())) if self.family == "gcd" else self.question
+        told = self.key if self.family == "gcd" else self.question
         digest = hashlib.sha256(told.encode()).digest()[0] % 10
         return "test" if digest == 0 else "valid" if digest == 1 else "train"
 
@@ -125,10 +138,11 @@ def draw_problem(family: Family, level: int, split: Split, random: np.random.Gen
 def draw_problems(
     number: int, split: Split, seed: int, *, families: tuple[Family, ...] = FAMILIES, levels: tuple[int, ...] = LEVELS
 ) -> list[Problem]:
-    """``number`` problems with different questions, families and levels in turn.
+    """``number`` problems that ask different things (:attr:`Problem.key`), families and levels in turn.
 
-    A family and level whose questions are used up gives way to the others; there are fewer problems than were asked for
-    only where all of them are.
+    No two problems of the validation and the test part ask the same either. A family and level whose
+    questions are used up gives way to the others; there are fewer problems than were asked for only where all of them
+    are.
     """
     random = np.random.default_rng((seed, ("train", "valid", "test").index(split)))
     found: dict[str, Problem] = {}
@@ -137,11 +151,26 @@ def draw_problems(
     while len(found) < number and cells:
         cell = cells[len(found) % len(cells)]
         problem = draw_problem(*cell, split, random)
-        missed[cell] = missed[cell] + 1 if problem.question in found else 0
-        found.setdefault(problem.question, problem)
+        new = problem.key not in found and _of_this_part(problem)
+        missed[cell] = 0 if new else missed[cell] + 1
+        if new:
+            found[problem.key] = problem
         if missed[cell] == _USED_UP:
             cells.remove(cell)
     return list(found.values())
+
+
+def _of_this_part(problem: Problem) -> bool:
+    """Whether what is asked belongs to the part that the text does: the held-out parts share the starts of collatz."""
+    if problem.family != "collatz" or problem.split == "train":
+        return True
+    return problem.split == ("valid", "test")[hashlib.sha256(problem.key.encode()).digest()[0] % 2]
+
+
+def same(problems: Sequence[Problem]) -> npt.NDArray[np.int64]:
+    """A number for each problem, int64 ``[n]``, the same for those that ask the same, counted as they come."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(problem.key, len(numbers)) for problem in problems], dtype=np.int64)
 
 
 def read_problems(path: str | os.PathLike[str]) -> list[Problem]:

@@ -23,6 +23,7 @@ Ints = npt.NDArray[np.int64]
 Folds = list[tuple[Ints, Ints]]
 
 RIDGES = tuple(10.0**power for power in range(-2, 3))
+_LEAVES = (5, 10, 20, 40)  # rows at least between two cuts of a prompt's length
 
 
 def finite(name: str, values: Any, ndim: int = 1, rows: int | None = None) -> Floats:
@@ -254,27 +255,36 @@ def split_half(rollouts: Any, splits: int = 50, seed: int = 0, ranks: bool = Fal
     return SplitHalf(half, reliability, math.sqrt(reliability))
 
 
-def prompt_length_baseline(prompt_lengths: Any, lengths: Any, new: Any) -> Floats:
-    """Lengths of new rows, float64 ``[m]``, from their prompts' lengths and the logarithms of those.
+def prompt_length_baseline(prompt_lengths: Any, lengths: Any, new: Any, groups: Any = None, seed: int = 0) -> Floats:
+    """Lengths of new rows, float64 ``[m]``, from their prompts' lengths alone, along whatever curve goes with those.
+
+    Linear in the length and its logarithm, or means between cuts of the length (a regression tree, which may rise and
+    fall): which of them, and how fine, is chosen by cross-validation over the problems to fit on.
 
     Args:
         prompt_lengths: tokens (or characters) of each prompt to fit on ``[n]``.
-        lengths: of their thoughts, float ``[n]``.
+        lengths: of their thoughts, float ``[n]``; of a class, 0 and 1.
         new: prompt lengths of the rows to predict ``[m]``.
+        groups: the problem of each row to fit on; None: every row its own.
+        seed: of the folds.
 
     Raises:
-        DataError: bad input.
+        DataError: bad input, or one problem only.
     """
     from sklearn.linear_model import LinearRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import Pipeline
+    from sklearn.tree import DecisionTreeRegressor
 
     real = finite("lengths", lengths)
     known, asked = (
         np.stack([size, np.log1p(np.maximum(size, 0))], axis=1)
         for size in (finite("prompt_lengths", prompt_lengths, rows=len(real)), finite("new", new))
     )
-    return np.asarray(make_pipeline(StandardScaler(), LinearRegression()).fit(known, real).predict(asked))
+    curves = [LinearRegression(), *(DecisionTreeRegressor(min_samples_leaf=n, random_state=0) for n in _LEAVES)]
+    folds = grouped_folds(problems_of(groups, len(real)), seed=seed)
+    search = GridSearchCV(Pipeline([("curve", None)]), {"curve": curves}, cv=folds, scoring="neg_mean_squared_error")
+    return np.asarray(search.fit(known, real).predict(asked))
 
 
 def bag_of_tokens_baseline(

@@ -261,18 +261,26 @@ def held_out_projection(
 def random_directions(like: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """Controls for steering: directions drawn evenly from the sphere, as long as the one they stand beside.
 
+    Those of several sites are turned alike: a stream that is steered at all of them receives as much as from the real
+    ones, site by site and in sum.
+
     Args:
         like: float ``[…, d]``, the steering vector, or those of several sites.
         number: of draws.
         generator: on the CPU.
 
     Returns:
-        ``[number, …, d]`` of the same type and device; every row along d has the norm of its counterpart.
+        ``[number, …, d]`` of the same type and device; every row along d has the norm of its counterpart, and two rows
+        have its cosine.
     """
-    drawn = torch.randn(number, *like.shape, generator=generator, dtype=torch.float64)
-    norms = like.detach().cpu().double().norm(dim=-1, keepdim=True)
-    drawn *= norms / drawn.norm(dim=-1, keepdim=True)
-    return drawn.to(like)
+    rows = like.detach().cpu().double().reshape(-1, like.shape[-1])
+    frame, inside = torch.linalg.qr(rows.T)  # [d, k] orthonormal, and the rows in it
+    inside = inside * torch.where(inside.diagonal() < 0, -1.0, 1.0)[:, None]
+    drawn = torch.randn(number, *frame.shape, generator=generator, dtype=torch.float64)
+    turned, scale = torch.linalg.qr(drawn)
+    turned = turned * scale.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # or they would not be drawn evenly
+    found: Tensor = (turned @ inside).mT.reshape(number, *like.shape)
+    return found.to(like)
 
 
 def _means(x: Floats, place: Ints, size: int) -> Floats:

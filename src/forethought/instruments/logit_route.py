@@ -104,8 +104,8 @@ def advantage(bias: Tensor, logits: Tensor, delimiters: Delimiters) -> Tensor:
     """How much a bias favours the closing delimiter over its competitors, for each unit of strength.
 
     It is b_end - Σ_{j ≠ end} p_j b_j, where p is the softmax of the other logits: the derivative, at strength 0, of the
-    log-odds of ending the thought. Its sign says whether a positive strength shortens thinking (above 0) or lengthens
-    it, whatever the vector was fitted to mean.
+    log-odds of ending the thought here. It does not foretell lengths: where the end is no contender it counts for
+    nothing, and a bias changes what is thought besides.
 
     Args:
         bias: float ``[V]``.

@@ -370,7 +370,9 @@ on where nothing can be downloaded. It knows nothing else.
 
 - **Data**: {record["problems"]:,} problems made by `forethought.data.problems`, each with its necessary steps and
   a random number of redundant checks {checks}. One in ten asks to be brief and has no checks.
-  Problems are split by a hash of the question; those below were never trained on.
+  Problems are split by a hash of the question's text; none of those below was trained on. Of the 2,948 `collatz`
+  questions of the test part, 2,921 share trace and answer with a question of the training part: the same start under
+  another bound.
 - **Command**: `{told_command(record)}`, {minutes:.0f} minutes on {record["machine"]} with \
 {record["threads"]} threads, seed {recipe.seed}.
 - **Accuracy** at temperature 0 over {number:,} held-out problems: {total:.3f}; over levels 1 to 3: {low:.3f}.

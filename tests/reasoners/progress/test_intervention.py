@@ -36,6 +36,7 @@ from forethought.reasoners.progress.overclocking import (
     write_generations,
 )
 from forethought.reasoners.progress.preparation import Prepared
+from forethought.reasoners.progress.tables import foretold, vectors
 from forethought.reasoners.progress.trained import Trained
 from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.rollouts import Sampling, roll_out
@@ -54,7 +55,7 @@ def test_what_is_foretold_is_what_the_logits_say(
     bias, _ = biases(reasoner, trained)
     found = foretell(reasoner, thoughts, bias, [0.0, 3.0, -2.0])
     end = reasoner.delimiters.close[0]
-    kl, odds = {0.0: [], 3.0: [], -2.0: []}, []
+    kl, odds, weights = {0.0: [], 3.0: [], -2.0: []}, [], []
     for each in thoughts:
         with torch.no_grad():
             logits = reasoner.model(input_ids=torch.tensor([each.ids])).logits[0, len(each.prompt) - 1 : -1].double()
@@ -67,35 +68,61 @@ def test_what_is_foretold_is_what_the_logits_say(
             return p.log() - (1 - p).log()
 
         odds.append((log_odds(1e-4) - log_odds(-1e-4)) / 2e-4)
+        chance = logits.softmax(-1)[:, end]
+        weights.append(chance * (1 - chance))
     for alpha, values in kl.items():
         assert found.kl[alpha] == pytest.approx(float(torch.cat(values).mean()), rel=1e-3, abs=1e-6)
-    assert found.advantage == pytest.approx(float(torch.cat(odds).mean()), rel=1e-2)
+    weight = torch.cat(weights)
+    assert found.advantage == pytest.approx(float((weight * torch.cat(odds)).sum() / weight.sum()), rel=1e-2)
     assert found.norm == pytest.approx(float(bias.norm()))
 
 
-def test_the_grid_moves_the_distribution_by_what_was_asked(
+def test_the_grid_moves_the_distribution_by_what_was_asked_either_way(
     reasoner: Reasoner, trained: Trained, thoughts: list[Transcript]
 ) -> None:
     bias, _ = biases(reasoner, trained)
-    back, *grid = alpha_grid(reasoner, thoughts, bias, [0.01, 0.05, 0.1])
+    bias = bias.clamp(
+        min=float(bias.min()) / 10
+    )  # pushed down, what it lifts goes under before what it lowers comes up
+    wanted = [0.01, 0.1, 0.5]
+    grid = alpha_grid(reasoner, thoughts, bias, wanted)
+    assert grid == sorted(grid)
     found = foretell(reasoner, thoughts, bias, grid)
-    for alpha, wanted in zip(grid, [0.01, 0.05, 0.1], strict=True):
-        assert found.kl[alpha] == pytest.approx(wanted, rel=0.35)
-        assert alpha * found.advantage > 0
-    assert back == -grid[1]
+    assert [found.kl[alpha] for alpha in grid] == pytest.approx([*reversed(wanted), *wanted], rel=0.05)
+    assert [alpha > 0 for alpha in grid] == [False] * 3 + [True] * 3
+    assert not np.allclose(grid, -np.array(grid)[::-1], rtol=0.1)  # of other sizes, or the test would show nothing
 
 
-def test_the_parts_are_the_whole_and_the_random_ones_are_as_long(reasoner: Reasoner, trained: Trained) -> None:
-    found = {knob.name: knob for knob in knobs(reasoner, trained, [2.0], [5.0], randoms=2)}
+def test_the_parts_are_the_whole(reasoner: Reasoner, trained: Trained) -> None:
+    found = {knob.name: knob for knob in knobs(reasoner, trained, [2.0], [5.0])}
     taken = {name: knob.at(knob.values[0]).options["logits_processor"][0] for name, knob in found.items()}
     whole = taken[WHOLE].bias
     assert torch.equal(taken["its end entry alone"].bias + taken["all but its end entry"].bias, whole)
     assert int((taken["its end entry alone"].bias != 0).sum()) <= 1
-    for name in ("random 1", "random 2"):
-        assert float(taken[name].bias.norm()) == pytest.approx(float(whole.norm()), rel=1e-5)
-        assert abs(float(F.cosine_similarity(taken[name].bias, whole, dim=0))) < 0.5
     assert {taken[name].strength for name in taken if name != "raw vector"} == {2.0}
     assert taken["raw vector"].strength == 5.0
+
+
+def test_random_biases_move_the_distribution_as_far_as_the_vector(
+    reasoner: Reasoner, trained: Trained, planted: Prepared, thoughts: list[Transcript]
+) -> None:
+    """As long as it, they moved it many times as far: whatever length such a bias has, it is not its effect."""
+    planned = plan(planted, trained, reasoner, {"test": planted.part("test")}, alphas=[-9.0, 0.0, 4.0], randoms=2)
+    wanted = planned.foretold["centred"].kl
+    found = {knob.name: knob for knob in planned.knobs["test"]}
+    whole = found[WHOLE].at(1.0).options["logits_processor"][0].bias
+    for name in ("random 1", "random 2"):
+        strengths = planned.alphas[name]
+        assert found[name].values == tuple(strengths)
+        assert [np.sign(strength) for strength in strengths] == [-1, 0, 1]
+        bias = found[name].at(1.0).options["logits_processor"][0].bias
+        assert abs(float(F.cosine_similarity(bias, whole, dim=0))) < 0.5
+        told = foretell(reasoner, thoughts, bias, strengths).kl
+        assert [told[strength] for strength in strengths] == pytest.approx([*wanted.values()], rel=0.05)
+        assert planned.foretold[name].kl == told
+    shown = foretold(planned)
+    assert [*shown.columns[0].cells].count("random 2") == 3
+    assert "thoughts" not in vectors(trained, planned)  # of their lengths nothing is foretold
 
 
 def test_nothing_is_biased_after_the_thought(reasoner: Reasoner, trained: Trained, problems: list[Problem]) -> None:
@@ -192,6 +219,23 @@ def test_learned_questions_are_not_tested_on(planted: Prepared) -> None:
     for problem in (planted.part("fit")[0], templated.part("fit")[0]):
         with pytest.raises(DataError, match="1 of the questions to test on were learned from"):
             refuse_learned(templated, [problem])
+
+
+def test_what_was_learned_is_not_tested_on_in_other_words(planted: Prepared) -> None:
+    learned = [
+        Problem("gcd", 2, "Solve: gcd 41 98!", (), "1"),
+        Problem("collatz", 2, "Solve: collatz 19 below 15!", (), "6"),
+    ]
+    prepared = replace(
+        planted, problems=dict(enumerate(learned)), parts={"fit": [0], "validation": [1], "test": []},
+        settings=planted.settings | {"template": "Solve: {problem}!"},
+    )  # fmt: skip
+    for question, answer in (("gcd 98 41", "1"), ("collatz 19 below 16", "6"), ("Solve: gcd 98 41!", "1")):
+        with pytest.raises(DataError, match="1 of the questions to test on were learned from"):
+            refuse_learned(prepared, [Problem("mine", 0, question, (), answer)])
+    refuse_learned(
+        prepared, [Problem("gcd", 2, "gcd 98 42", (), "14"), Problem("collatz", 2, "collatz 19 below 9", (), "9")]
+    )
 
 
 def test_the_end_entry_is_what_parts_says(reasoner: Reasoner, trained: Trained) -> None:

@@ -79,7 +79,16 @@ def test_a_problem_is_in_one_part_and_every_part_is_known_again(prepared: Prepar
     assert [len(prepared.parts[part]) for part in PARTS] == [24, 8, 8]
     again = Prepared.open(generated)
     assert again == prepared
-    assert split(range(40), 0.8, 42) == prepared.parts != split(range(40), 0.8, 43)
+    assert split(prepared.problems, 0.8, 42) == prepared.parts != split(prepared.problems, 0.8, 43)
+
+
+def test_what_asks_the_same_is_split_into_one_part(prepared: Prepared) -> None:
+    turned = {40 + n: replace(p, question=" ".join(p.question.split()[i] for i in (0, 2, 1)))
+              for n, p in prepared.problems.items() if p.family == "gcd"}  # fmt: skip
+    found = split(prepared.problems | turned, 0.8, 42)
+    assert len(turned) == 8
+    assert sorted(n for part in found.values() for n in part) == sorted([*prepared.problems, *turned])
+    assert all((n in part) == (n - 40 in part) for part in found.values() for n in turned)
 
 
 def test_a_collection_keeps_its_parts(
@@ -88,7 +97,7 @@ def test_a_collection_keeps_its_parts(
     """So that what is learned from it can be tested on the problems that it tests on."""
     shutil.copytree(generated / "rollouts-00000-00040", tmp_path / "rollouts")
     found = Prepared.make(Generations.open(tmp_path), reasoner, tmp_path)
-    parts = deal(40, SAMPLING.seed)
+    parts = deal(problems, SAMPLING.seed)
     for mine, theirs in (("fit", "fit"), ("validation", "choose"), ("test", "test")):
         assert found.parts[mine] == parts[theirs].tolist()
     assert found.provenance["ratio"] is None
@@ -99,7 +108,7 @@ def test_a_collection_keeps_its_parts(
 @pytest.mark.parametrize(("number", "ratio"), [(7, 0.8), (40, 1.0), (40, 0.01)])
 def test_a_split_that_leaves_a_part_empty_is_refused(number: int, ratio: float) -> None:
     with pytest.raises(DataError, match="cannot be dealt out"):
-        split(range(number), ratio, 0)
+        split({n: Problem("", 0, str(n), (), "") for n in range(number)}, ratio, 0)
 
 
 def test_thoughts_that_never_end_are_told(reasoner: Reasoner, generated: Path, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from forethought.data.problems import Problem
 from forethought.errors import ArtefactError, DataError
 from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.rollouts import Rollouts, Sampling
-from forethought.reasoners.strength.collection import LEAST, PARTS, Collection
+from forethought.reasoners.strength.collection import LEAST, PARTS, Collection, deal
 from tests.reasoners.tiny import problems, tiny
 
 SAMPLING = Sampling(samples=2, max_new_tokens=6, temperature=1.0, seed=5, batch_size=16)
@@ -37,6 +38,19 @@ def test_parts_are_disjoint_whole_and_stay(collection: Collection) -> None:
     settings = {**again.rollouts.settings, "sampling": dataclasses.asdict(dataclasses.replace(SAMPLING, seed=6))}
     other = dataclasses.replace(again, rollouts=Rollouts(again.path, settings, again.problems, []))
     assert other.part("fit").tolist() != parts[0]
+
+
+def test_what_asks_the_same_is_dealt_into_one_part() -> None:
+    pairs = [(a, b) for a in range(2, 12) for b in range(a + 1, a + 4)]
+    asked = [Problem("gcd", 1, f"gcd {a} {b}", (), "") for a, b in [*pairs, *((b, a) for a, b in pairs)]]
+    asked += [
+        Problem("collatz", 1, f"collatz {start} below {start - by}", (), "1") for start in (16, 40) for by in (2, 4)
+    ]
+    parts = deal(asked, 3)
+    assert sorted(index for rows in parts.values() for index in rows) == list(range(len(asked)))
+    keys = [{asked[index].key for index in rows} for rows in parts.values()]
+    assert [len(some) for some in keys] == [16, 6, 10]
+    assert len(set.union(*keys)) == 32
 
 
 def test_states_are_of_the_prompts_that_were_answered(collection: Collection, model: Reasoner) -> None:
@@ -85,8 +99,8 @@ def test_states_of_something_else_are_refused(collection: Collection, model: Rea
 
 
 def test_too_few_problems_are_refused_before_any_is_answered(model: Reasoner, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"23 problems; .* at least {LEAST}"):
-        Collection.collect(tmp_path / "c", model, problems(LEAST - 1), SAMPLING)
+    with pytest.raises(DataError, match=f"23 different problems; .* at least {LEAST}"):
+        Collection.collect(tmp_path / "c", model, [*problems(LEAST - 1), problems(1)[0]], SAMPLING)
     assert not (tmp_path / "c").exists()
     with pytest.raises(ArtefactError, match="holds no collection"):
         Collection.open(tmp_path / "c")

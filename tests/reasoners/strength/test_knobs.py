@@ -20,6 +20,7 @@ from forethought.instruments.class_probe import ClassProbe
 from forethought.instruments.logit_route import logit_bias
 from forethought.instruments.phases import Delimiters
 from forethought.instruments.sites import Site
+from forethought.instruments.steering import Steering
 from forethought.reasoners.reasoner import Reasoner
 from forethought.reasoners.rollouts import Rollout, Sampling
 from forethought.reasoners.strength import figures, sweep
@@ -125,6 +126,21 @@ def test_a_direction_steers_and_its_controls_are_as_long(model: Reasoner, plain:
     assert knobs[1].about == by_hand.about
     again = run(model, PROBLEMS, SAMPLING, by_hand, 8.0)
     assert run(model, PROBLEMS, SAMPLING, knobs[1], 8.0) == again
+
+
+def test_controls_have_the_dose_of_the_direction_in_sum_too() -> None:
+    """Drawn site by site they cancelled, where the direction is nearly the same at all sites and adds up."""
+    along, random = torch.randn(64), torch.Generator().manual_seed(2)
+    vectors: dict[Site, torch.Tensor] = {
+        site: (site + 1) * (along + 0.2 * torch.randn(64, generator=random)) for site in range(5)
+    }
+    wanted = Steering(vectors).dose()
+    for control in random_vectors(vectors, 5, seed=0):
+        found = Steering(control).dose()
+        assert list(control) == list(vectors)
+        assert float(found.total) == pytest.approx(float(wanted.total), rel=1e-3)
+        torch.testing.assert_close(found.each, wanted.each, rtol=1e-3, atol=0)
+        assert abs(float(torch.cosine_similarity(control[4], vectors[4], dim=0))) < 0.6
 
 
 def test_a_vector_after_the_norm_is_the_bias_it_comes_to(model: Reasoner) -> None:

@@ -45,12 +45,13 @@ def draw_deciles(report: Report, path: Path) -> None:
 
 
 def draw_parts(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Length and accuracy against α: the whole bias, its parts, the schedule, random biases."""
+    """Length and accuracy against α: the whole bias, its parts, the schedule, random biases where it goes as far."""
     with drawing():
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         plain = next(found for found in outcomes if found.knob == "none")
         # the raw vector has another length, so that its α is another unit
         names = [name for name in dict.fromkeys(f.knob for f in outcomes) if name not in ("none", "raw vector")]
+        whole = sorted([0.0, *(f.value for f in outcomes if f.knob == WHOLE)])
         for axes, key, title in zip(
             figure.subplots(1, 2), ("mean", "accuracy"), ("mean thinking tokens", "accuracy"), strict=True
         ):
@@ -58,7 +59,7 @@ def draw_parts(outcomes: Sequence[Outcome], path: Path) -> None:
                 points = sorted([plain, *(f for f in outcomes if f.knob == name)], key=lambda f: f.value)
                 faint = name.startswith("random")
                 axes.plot(
-                    [p.value for p in points],
+                    whole if faint else [p.value for p in points],
                     [p.numbers[key] for p in points],
                     marker=MARKERS[index % len(MARKERS)],
                     ms=4,

@@ -143,7 +143,7 @@ class Generations:
         """The numbers of the problems in the parts of a ``forethought strength collect``; None of other rollouts."""
         if self.ranges[0][1].path.name != "rollouts":
             return None
-        return {part: rows.tolist() for part, rows in deal(len(self.problems), self.sampling.seed).items()}
+        return {part: rows.tolist() for part, rows in deal([*self.problems.values()], self.sampling.seed).items()}
 
     def __iter__(self) -> Iterator[tuple[int, Rollout]]:
         """Every rollout with the number of its problem in the list; by problem and sample."""

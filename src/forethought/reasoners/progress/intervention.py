@@ -2,7 +2,8 @@
 
 What can be done with a vector there is exactly what can be done with a bias on the logits, so a bias is what is turned,
 taken apart and compared: whole, its entry at the mark that ends the thought alone, everything but that entry, the
-paper's raw vector, and random biases as long. All of them act while the model thinks and never on its answer.
+paper's raw vector, and random biases that move the distribution as far. All of them act while the model thinks and
+never on its answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from transformers import LogitsProcessorList
 from forethought.data.problems import Problem
 from forethought.errors import DataError
 from forethought.instruments.capture import Transcript, capture
-from forethought.instruments.direction import random_directions
 from forethought.instruments.logit_route import ThinkingBias, advantage, logit_bias, parts
 from forethought.instruments.probe import LengthProbe
 from forethought.instruments.schedules import EntropyAdaptive, Need, Places
@@ -33,7 +33,8 @@ from forethought.reasoners.strength.knobs import Knob, Setting, bias_knob, diges
 
 WHOLE, ADAPTIVE = "overclocking", "adaptive"
 KLS = (0.01, 0.03, 0.1, 0.3, 1.0)  # nats a token
-_ALPHAS = np.geomspace(1e-2, 1e5, 22)  # between which those divergences are looked for; KL goes as α², so few will do
+_ALPHAS = np.geomspace(1e-2, 1e5, 22)  # between which those divergences are looked for; KL goes as α² at first
+_CLOSER = 2  # times the divergence is looked at again where it was last thought to be
 _ROWS = 256  # logits at once
 _BASES = (5 / 3, 1.0, 1 / 3)  # of α for easy, medium and hard problems: the follow-up's 50, 30, 10
 _SPAN = 1 / 3  # its R = 10
@@ -46,7 +47,9 @@ class Foretold:
     Attributes:
         norm: of the bias, over the vocabulary.
         end: its entry at the mark that ends the thought.
-        advantage: of that mark over its competitors, for each unit of α: above 0, a positive α shortens.
+        advantage: of that mark over its competitors, for each unit of α at α = 0, in log-odds; a mean over positions
+            weighted by p (1 - p), p the probability of the mark, so that its sign is that of the change of the mean p.
+            That is of first order, on thoughts as they were, and no forecast of lengths.
         kl: nats a thinking token, by α.
     """
 
@@ -106,7 +109,7 @@ def foretell(reasoner: Reasoner, transcripts: Sequence[Transcript], bias: Tensor
     Raises:
         ArtefactError: the transcripts hold no thinking position, or the bias is of another vocabulary.
     """
-    favour, kl, rows = 0.0, np.zeros(len(alphas)), 0
+    favour, weights, kl, rows = 0.0, 0.0, np.zeros(len(alphas)), 0
     for transcript in transcripts:
         where, _ = choose(transcript, "think", reasoner.delimiters)
         if not len(where):
@@ -114,14 +117,17 @@ def foretell(reasoner: Reasoner, transcripts: Sequence[Transcript], bias: Tensor
         ids = torch.tensor([transcript.ids[: int(where[-1]) + 1]], device=reasoner.model.device)
         logits = reasoner.model(input_ids=ids).logits[0, where.to(ids.device)]
         for some in logits.split(_ROWS):
-            favour += float(advantage(bias, some, reasoner.delimiters).sum())
+            ends = some.float().softmax(dim=-1)[:, reasoner.delimiters.close[-1]]
+            weight = ends * (1 - ends)
+            favour += float((weight * advantage(bias, some, reasoner.delimiters)).sum())
+            weights += float(weight.sum())
             kl += np.array([float(divergence(some, bias, alpha).sum()) for alpha in alphas])
         rows += len(where)
     if not rows:
         raise DataError("There is no thought to read the logits of; give finished thoughts.")
     end = float(bias[reasoner.delimiters.close[-1]])
     return Foretold(
-        float(bias.norm()), end, favour / rows,
+        float(bias.norm()), end, favour / max(weights, 1e-30),
         {float(alpha): float(value) for alpha, value in zip(alphas, kl / rows, strict=True)},
     )  # fmt: skip
 
@@ -136,43 +142,63 @@ def divergence(logits: Tensor, bias: Tensor, alpha: float) -> Tensor:
 def alpha_grid(
     reasoner: Reasoner, transcripts: Sequence[Transcript], bias: Tensor, kls: Sequence[float] = KLS
 ) -> list[float]:
-    """The α at which the bias moves the distribution by so much a token, towards the end; and one the other way.
+    """The α, rising, at which the bias moves the distribution by so much a token, pushed either way.
 
-    A vector's length is an accident of its fit, so that no one α means the same for two models; a divergence does.
+    A vector's length is an accident of its fit, so that no one α means the same for two models, and α means one thing
+    pushed up and another pushed down; a divergence does not. Which way is shorter, only thinking tells.
     """
-    found = foretell(reasoner, transcripts, bias, [*_ALPHAS])
-    sign = 1.0 if found.advantage >= 0 else -1.0
-    signed = found if sign > 0 else foretell(reasoner, transcripts, bias, [*(sign * _ALPHAS)])
-    reached = np.maximum.accumulate([signed.kl[float(sign * alpha)] for alpha in _ALPHAS])
-    at = np.interp(np.log(kls), np.log(np.maximum(reached, 1e-12)), np.log(_ALPHAS))
-    grid = [float(f"{sign * alpha:.3g}") for alpha in np.exp(at)]
-    return [-grid[len(grid) // 2], *grid]
+    return strengths_at(reasoner, transcripts, bias, [*(-kl for kl in reversed(kls)), *kls])
+
+
+def strengths_at(
+    reasoner: Reasoner, transcripts: Sequence[Transcript], bias: Tensor, kls: Sequence[float]
+) -> list[float]:
+    """The strengths, to three digits, at which a bias moves the distribution by so many nats a token.
+
+    Args:
+        reasoner, transcripts, bias: as :func:`foretell` takes them.
+        kls: with the sign of the strength that is wanted; one out of reach gives the end of what is looked through.
+    """
+    found = [0.0] * len(kls)
+    for sign in (-1.0, 1.0):
+        places = [place for place, kl in enumerate(kls) if sign * kl > 0]
+        if not places:
+            continue
+        wanted = np.log([sign * kls[place] for place in places])
+        tried, reached, at = np.empty(0), np.empty(0), _ALPHAS
+        for _ in range(1 + _CLOSER):
+            told = foretell(reasoner, transcripts, bias, [*(sign * at)])
+            tried, reached = np.append(tried, at), np.append(reached, [told.kl[float(sign * alpha)] for alpha in at])
+            order = np.argsort(tried)
+            curve = np.maximum.accumulate(np.maximum(reached[order], 1e-12))
+            at = np.exp(np.interp(wanted, np.log(curve), np.log(tried[order])))
+        for place, alpha in zip(places, at, strict=True):
+            found[place] = float(f"{sign * alpha:.3g}")
+    return found
 
 
 def knobs(
-    reasoner: Reasoner, trained: Trained, alphas: Sequence[float], raw_alphas: Sequence[float], *, randoms: int = 1,
-    seed: int = 0,
+    reasoner: Reasoner, trained: Trained, alphas: Sequence[float], raw_alphas: Sequence[float],
+    randoms: Sequence[tuple[Tensor, Sequence[float]]] = (),
 ) -> list[Knob]:  # fmt: skip
     """The vector as a bias, taken apart, and what it stands beside.
 
     Args:
         reasoner: who thinks.
         trained: whose vectors.
-        alphas: of the centred vector, its parts and the random biases.
+        alphas: of the centred vector and its parts.
         raw_alphas: of the paper's raw vector, whose length is another.
-        randoms: how many.
-        seed: of their draw.
+        randoms: biases ``[V]`` and their strengths.
     """
     whole, raw = biases(reasoner, trained)
     end, rest = parts(whole, reasoner.delimiters)
-    found = [
+    return [
         bias_knob(WHOLE, reasoner, whole, alphas),
         bias_knob("raw vector", reasoner, raw, raw_alphas),
         bias_knob("its end entry alone", reasoner, end, alphas),
         bias_knob("all but its end entry", reasoner, rest, alphas),
+        *(bias_knob(f"random {i}", reasoner, bias, strengths) for i, (bias, strengths) in enumerate(randoms, start=1)),
     ]
-    drawn = random_directions(whole.cpu(), randoms, torch.Generator().manual_seed(seed))
-    return found + [bias_knob(f"random {i + 1}", reasoner, drawn[i], alphas) for i in range(randoms)]
 
 
 def biases(reasoner: Reasoner, trained: Trained) -> tuple[Tensor, Tensor]:

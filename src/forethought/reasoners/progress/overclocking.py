@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from forethought.atomic import atomic_file
 from forethought.data.problems import Problem
 from forethought.errors import DataError
 from forethought.instruments.capture import Transcript
+from forethought.instruments.direction import random_directions
 from forethought.reasoners.progress.intervention import (
     WHOLE,
     Difficulty,
@@ -21,6 +26,7 @@ from forethought.reasoners.progress.intervention import (
     biases,
     foretell,
     knobs,
+    strengths_at,
 )
 from forethought.reasoners.progress.preparation import Prepared
 from forethought.reasoners.progress.trained import Trained
@@ -37,15 +43,15 @@ class Plan:
     """What is to be turned, and what it is expected to do.
 
     Attributes:
-        alphas, raw_alphas: of the centred and of the raw vector.
-        foretold: by vector, ``centred`` and ``raw``.
+        alphas: by what is turned: the ``centred`` and the ``raw`` vector, and ``random 1`` …, whose α move the
+            distribution as far as those of the centred one.
+        foretold: likewise.
         cosine: between the two vectors.
         knobs: by part, ``validation`` and ``test``; the schedule by class knows the problems of its part.
         note: why there is no adaptive schedule, where there is none; otherwise empty.
     """
 
-    alphas: list[float]
-    raw_alphas: list[float]
+    alphas: dict[str, list[float]]
     foretold: dict[str, Foretold]
     cosine: float
     knobs: dict[str, list[Knob]]
@@ -74,7 +80,7 @@ def plan(
     Args:
         prepared, trained, reasoner: whose vectors.
         problems: ``validation`` and ``test``.
-        alphas: strengths; by default those that move the distribution by 0.01 to 1 nats a token.
+        alphas: strengths; by default those of either sign that move the distribution by 0.01 to 1 nats a token.
         randoms: random biases beside.
         seed: of their draw.
 
@@ -83,13 +89,21 @@ def plan(
     """
     thoughts = validation_thoughts(prepared, reasoner)
     centred, raw = biases(reasoner, trained)
-    chosen = [float(alpha) for alpha in alphas] or alpha_grid(reasoner, thoughts, centred)
-    chosen_raw = [float(alpha) for alpha in alphas] or alpha_grid(reasoner, thoughts, raw)
-    foretold = {
-        "centred": foretell(reasoner, thoughts, centred, chosen),
-        "raw": foretell(reasoner, thoughts, raw, chosen_raw),
+    chosen = {
+        name: [float(alpha) for alpha in alphas] or alpha_grid(reasoner, thoughts, bias)
+        for name, bias in (("centred", centred), ("raw", raw))
     }
-    turned = knobs(reasoner, trained, chosen, chosen_raw, randoms=randoms, seed=seed)
+    foretold = {
+        "centred": foretell(reasoner, thoughts, centred, chosen["centred"]),
+        "raw": foretell(reasoner, thoughts, raw, chosen["raw"]),
+    }
+    reached = [math.copysign(foretold["centred"].kl[alpha], alpha) for alpha in chosen["centred"]]
+    drawn = [*random_directions(centred.cpu(), randoms, torch.Generator().manual_seed(seed))]
+    for index, bias in enumerate(drawn, start=1):
+        chosen[f"random {index}"] = strengths = strengths_at(reasoner, thoughts, bias, reached)
+        foretold[f"random {index}"] = foretell(reasoner, thoughts, bias, strengths)
+    controls = [(bias, chosen[f"random {index}"]) for index, bias in enumerate(drawn, start=1)]
+    turned = knobs(reasoner, trained, chosen["centred"], chosen["raw"], controls)
     by_part, note = {part: list(turned) for part in problems}, ""
     try:
         difficulty = Difficulty.fit(prepared, seed)
@@ -98,10 +112,10 @@ def plan(
     else:
         for part, asked in problems.items():
             classes = difficulty.of(reasoner, asked)
-            by_part[part].append(adaptive_knob(reasoner, centred, chosen, asked, classes))
+            by_part[part].append(adaptive_knob(reasoner, centred, chosen["centred"], asked, classes))
     one, other = trained.tpv.weight, trained.raw.weight
     cosine = float(one @ other / ((one @ one) * (other @ other)) ** 0.5)
-    return Plan(chosen, chosen_raw, foretold, cosine, by_part, note)
+    return Plan(chosen, foretold, cosine, by_part, note)
 
 
 def validation_thoughts(prepared: Prepared, reasoner: Reasoner) -> list[Transcript]:
@@ -137,7 +151,7 @@ def overclock(
         max_loss: accuracy given up at most, on validation.
         quiet: no progress bar.
     """
-    given = len(planned.alphas) == 1
+    given = len(planned.alphas["centred"]) == 1
     outcomes = {
         part: turn(reasoner, problems[part], sampling, planned.knobs[part], cache=out / f"{part}.jsonl", quiet=quiet)
         for part in (("test",) if given else ("validation", "test"))
@@ -151,15 +165,20 @@ def overclock(
 
 
 def refuse_learned(prepared: Prepared, problems: Sequence[Problem]) -> None:
-    """Refuse to test on questions that the vectors, or their strength, come from, in their template or without.
+    """Refuse to test on what the vectors, or their strength, come from, in its template or without.
 
     Raises:
         DataError: one of them is among the problems to fit or to choose.
     """
-    learned = {problem.question for part in ("fit", "validation") for problem in prepared.part(part)}
-    template = prepared.settings.get("template", "{problem}")
-    asked = [problem.question for problem in problems]
-    if known := [text for text in asked if {text, template.replace("{problem}", text)} & learned]:
+    first, *rest = map(re.escape, prepared.settings.get("template", "{problem}").split("{problem}"))
+    template = re.compile(first + "(.*)" + r"\1".join(rest), re.DOTALL)
+
+    def key(problem: Problem) -> str:
+        found = template.fullmatch(problem.question)
+        return replace(problem, question=found[1]).key if found else problem.key
+
+    learned = {key(problem) for part in ("fit", "validation") for problem in prepared.part(part)}
+    if known := [problem.question for problem in problems if key(problem) in learned]:
         raise DataError(
             f"{len(known)} of the questions to test on were learned from, the first of them {known[0][:40]!r}; "
             "learn from others, or test on others."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from forethought.atomic import atomic_file
-from forethought.data.problems import Problem
+from forethought.data.problems import Problem, same
 from forethought.errors import ArtefactError, DataError
 from forethought.instruments.capture import Transcript, capture
 from forethought.instruments.states import States
@@ -143,7 +143,7 @@ class Prepared:
         dealt = generations.dealt
         if dealt is None:
             ratio = _TRAINING if train_split_ratio is None else train_split_ratio
-            parts = split(sorted(problems), ratio, seed)
+            parts = split(problems, ratio, seed)
         elif train_split_ratio is None:
             ratio, parts = None, {"fit": dealt["fit"], "validation": dealt["choose"], "test": dealt["test"]}
         else:
@@ -266,22 +266,27 @@ class Prepared:
         return lines
 
 
-def split(numbers: Sequence[int], ratio: float, seed: int) -> dict[Part, list[int]]:
-    """Deal problems, never single thoughts, into the parts.
+def split(problems: Mapping[int, Problem], ratio: float, seed: int) -> dict[Part, list[int]]:
+    """Deal problems, never single thoughts, into the parts; those that ask the same into one.
 
     Raises:
         DataError: too few problems, or a ratio that leaves a part empty.
     """
-    training = round(ratio * len(numbers))
+    numbers = sorted(problems)
+    asked = same([problems[number] for number in numbers])
+    different = len(set(asked))
+    training = round(ratio * different)
     fit = round(_FIT * training)
-    if len(numbers) < _FEWEST or not 0 < fit < training < len(numbers):
+    if different < _FEWEST or not 0 < fit < training < different:
         raise DataError(
-            f"{len(numbers)} problems at a training share of {ratio:g} cannot be dealt out to fit, choose and test; "
-            f"give {_FEWEST} or more, and a share such as 0.8."
+            f"{different} different problems at a training share of {ratio:g} cannot be dealt out to fit, choose and "
+            f"test; give {_FEWEST} or more, and a share such as 0.8."
         )
-    order = np.random.default_rng(seed).permutation(np.asarray(numbers))
-    dealt = np.split(order, [fit, training])
-    return {part: sorted(int(number) for number in some) for part, some in zip(PARTS, dealt, strict=True)}
+    dealt = np.split(np.random.default_rng(seed).permutation(different), [fit, training])
+    return {
+        part: [number for number, what in zip(numbers, asked, strict=True) if what in some]
+        for part, some in zip(PARTS, dealt, strict=True)
+    }
 
 
 def _owners(generations: Generations) -> list[tuple[Problem, int]]:

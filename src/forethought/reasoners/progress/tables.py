@@ -54,9 +54,9 @@ def told(trained: Trained, report: Report) -> str:
 def foretold(planned: Plan) -> Table:
     """What the vectors will do, before they are used."""
     table = _table(
-        "Before use, on validation thoughts", "vector", "α", "α · advantage of the end", "KL, nats a token", "‖bias‖"
+        "Before use, on validation thoughts", "vector", "α", "α · advantage at α = 0", "KL, nats a token", "‖bias‖"
     )
-    for name, alphas in (("centred", planned.alphas), ("raw", planned.raw_alphas)):
+    for name, alphas in planned.alphas.items():
         found = planned.foretold[name]
         for alpha in sorted(alphas):
             table.add_row(
@@ -71,12 +71,12 @@ def vectors(trained: Trained, planned: Plan) -> str:
     lines = []
     for name, probe in (("centred", trained.tpv), ("raw", trained.raw)):
         found: Foretold = planned.foretold[name]
-        way = "shortens" if found.advantage > 0 else "LENGTHENS"
         lines.append(
             f"The {name} vector: ‖θ‖ = {float((probe.weight @ probe.weight) ** 0.5):.3f}, its entry at the end "
-            f"{found.end:+.4f}, advantage {found.advantage:+.4f} for each unit of α: a positive α {way} thoughts."
+            f"{found.end:+.4f}, advantage {found.advantage:+.4f} for each unit of α."
         )
-    return "\n".join([*lines, f"Their cosine is {planned.cosine:.3f}."])
+    told = "The advantage is the first step of the end's log-odds, at α = 0; which way is shorter, the outcomes tell."
+    return "\n".join([*lines, f"Their cosine is {planned.cosine:.3f}. {told}"])
 
 
 def progress_document(trained: Trained, report: Report, prepared: Prepared, command: str) -> dict[str, Any]:
@@ -99,8 +99,7 @@ def overclocked_document(found: Overclocked, planned: Plan, command: str) -> dic
     return {
         "command": command,
         "foretold": {
-            "centred": document(planned.foretold["centred"], planned.alphas),
-            "raw": document(planned.foretold["raw"], planned.raw_alphas),
+            **{name: document(planned.foretold[name], alphas) for name, alphas in planned.alphas.items()},
             "cosine": planned.cosine,
         },
         "note": planned.note,

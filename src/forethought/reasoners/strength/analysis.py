@@ -134,7 +134,7 @@ def analyse(collection: Collection, *, kind: Kind = "ridge", permutations: int =
         mean[test],
         levels=levels[test] if has_levels else None,
         baselines={
-            "prompt-length": prompt_length_baseline([len(prompt) for prompt in known], mean[fit], sizes),
+            "prompt-length": prompt_length_baseline([len(prompt) for prompt in known], mean[fit], sizes, seed=seed),
             "bag-of-tokens": bag_of_tokens_baseline(known, mean[fit], asked, seed=seed),
         },
         rollouts=tokens[test] if tokens.shape[1] > 1 else None,

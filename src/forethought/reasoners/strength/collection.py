@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from forethought.data.problems import Problem
+from forethought.data.problems import Problem, same
 from forethought.errors import ArtefactError, DataError
 from forethought.instruments.capture import Transcript, capture
 from forethought.instruments.sites import Stack
@@ -58,8 +58,10 @@ class Collection:
             ArtefactError: the folder holds another collection, or cannot be written.
             DataError: too few problems.
         """
-        if len(problems) < LEAST:
-            raise DataError(f"There are {len(problems)} problems; to fit, choose and test it takes at least {LEAST}.")
+        if (different := len(set(same(problems)))) < LEAST:
+            raise DataError(
+                f"There are {different} different problems; to fit, choose and test it takes at least {LEAST}."
+            )
         out = Path(out)
         rollouts = Rollouts.collect(out / "rollouts", reasoner, problems, sampling, quiet=quiet)
         stack = Stack.of(reasoner.model)
@@ -98,7 +100,7 @@ class Collection:
 
     def part(self, name: Part) -> npt.NDArray[np.int64]:
         """The problems of a part, as sorted indices."""
-        return deal(len(self.problems), self.rollouts.settings["sampling"]["seed"])[name]
+        return deal(self.problems, self.rollouts.settings["sampling"]["seed"])[name]
 
     def lengths(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Thinking tokens, and whether they are lower bounds; both ``[problems, samples]``."""
@@ -119,8 +121,11 @@ class Collection:
         }
 
 
-def deal(number: int, seed: int) -> dict[Part, npt.NDArray[np.int64]]:
-    """The problems of each part, as sorted indices, of so many problems."""
+def deal(problems: Sequence[Problem], seed: int) -> dict[Part, npt.NDArray[np.int64]]:
+    """The problems of each part, as sorted indices; those that ask the same are in one part."""
+    asked = same(problems)
+    number = int(asked.max()) + 1
     order = np.random.default_rng((seed, number)).permutation(number)
     first, second = round(SHARES[0] * number), round((SHARES[0] + SHARES[1]) * number)
-    return {part: np.sort(rows) for part, rows in zip(PARTS, np.split(order, [first, second]), strict=True)}
+    dealt = np.split(order, [first, second])
+    return {part: np.flatnonzero(np.isin(asked, some)) for part, some in zip(PARTS, dealt, strict=True)}

@@ -137,16 +137,15 @@ def direction_knob(
 def random_knobs(
     reasoner: Reasoner, vectors: Mapping[Site, Tensor], values: Sequence[float], number: int, seed: int
 ) -> Iterator[Knob]:
-    """Controls of :func:`direction_knob`: random vectors, at each site as long as the real one."""
+    """Controls of :func:`direction_knob`: random vectors of the same dose, at each site and in sum."""
     for index, control in enumerate(random_vectors(vectors, number, seed), start=1):
         yield direction_knob(f"random {index}", reasoner, control, values)
 
 
 def random_vectors(vectors: Mapping[Site, Tensor], number: int, seed: int) -> list[dict[Site, Tensor]]:
-    """``number`` times a random vector for each, as long as it."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = {site: random_directions(vector, number, generator) for site, vector in vectors.items()}
-    return [{site: found[index] for site, found in drawn.items()} for index in range(number)]
+    """``number`` times a random vector for each, all of them turned alike: as long, and at the same angles."""
+    drawn = random_directions(torch.stack([*vectors.values()]), number, torch.Generator().manual_seed(seed))
+    return [dict(zip(vectors, found, strict=True)) for found in drawn]
 
 
 def bias_knob(name: str, reasoner: Reasoner, bias: Tensor, values: Sequence[float]) -> Knob:

@@ -1,4 +1,4 @@
-"""Detect before the first token that a model will think longer than a prompt like this one warrants."""
+"""Detect before the first token that a thought will be among the longest, whether or not its problem warrants that."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from forethought.atomic import atomic_folder
 from forethought.errors import DataError
 from forethought.instruments.artefact import Instrument
 from forethought.instruments.class_probe import ClassProbe
+from forethought.instruments.controls import prompt_length_baseline
 from forethought.instruments.sites import Site
 from forethought.reasoners.strength.analysis import clean
 from forethought.reasoners.strength.collection import Collection
@@ -88,8 +89,8 @@ def detect(collection: Collection, *, share: float = 0.25, seed: int = 0) -> Ove
     curves = {}
     for name, guess in (
         ("probe", given),
-        ("prompt-length", _baseline(lengths[:, None].astype(float), label, fit, test, seed)),
-        ("bag-of-tokens", _baseline(bags, label, fit, test, seed)),
+        ("prompt-length", prompt_length_baseline(lengths[fit], label[fit], lengths[test], seed=seed)),
+        ("bag-of-tokens", ClassProbe.fit(bags[fit], label[fit], seed=seed).probability(bags[test])),
     ):
         false, true, _ = roc_curve(label[test], guess)
         curves[name] = (false, true, float(roc_auc_score(label[test], guess)))
@@ -130,7 +131,3 @@ def save(found: Overthinking, collection: Collection, out: Path, command: str) -
         (scratch / "overthink.json").write_text(json.dumps(clean(document), indent=2) + "\n", encoding="utf-8")
         figures.draw_roc(found.curves, found.reliability, scratch / "roc.png")
     return out
-
-
-def _baseline(features: npt.NDArray[np.float64], label: Any, fit: Any, test: Any, seed: int) -> Any:
-    return ClassProbe.fit(features[fit], label[fit], seed=seed).probability(features[test])
