@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -303,6 +304,8 @@ def train(
                 record["seconds"] += record["post_training"]["seconds"]
         model.eval()
         if main:
+            if (folder / "evaluation").exists():
+                shutil.rmtree(folder / "evaluation")  # of weights that are replaced, where a second phase followed
             if len(dataset.targets("valid")):
                 evaluate(model, dataset, "valid").save(folder / "evaluation")
             save_model(model, dataset.catalog, folder / "model")
