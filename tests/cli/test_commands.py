@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from forethought import Run, cli, compare, train
+from forethought.cli.recommend import parse_history
 from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.recommenders.models import read_recipe
 from forethought.recommenders.tuning import _space
@@ -98,6 +99,11 @@ def test_ids_and_titles_are_shown_as_they_are(tmp_path: Path, capsys: Printed):
     for history in ("Up", '"[REC] "'):
         code = cli.main(["recommend", run, "--history", history, "--json"])
         assert code == (2 if history == "Up" else 0)
+
+
+def test_an_id_is_looked_for_as_written_before_its_spaces_are_taken_off():
+    known = {"x", " x ", "x ", "y"}
+    assert parse_history('" x ","x "," y ",x', known) == [" x ", "x ", "y", "x"]
 
 
 def test_seen_items_are_left_out_unless_asked_for(trained: Path, capsys: Printed):
