@@ -123,7 +123,7 @@ def test_usage_errors_are_one_line_and_exit_with_2(words: list[str], message: st
         (["data", "check", "{data}", "--split", "user-split"], "is split already; leave --split out"),
         (["data", "check", "{data}", "--figure", "c.txt"], "c.txt is no kind of picture that can be drawn"),
         (["data", "download", "mine", "--path", "{recipe}"], "No SHA-256 is known for"),
-        (["train", "{recipe}", "--data.path", "{data}", "--model.dropout", ".nan"], "'.nan'; it has to be a finite number"),
+        (["train", "{recipe}", "--data.path", "{data}", "--model.dropout", ".nan"], "'.nan'; it has to be a finite"),
         (["grow", "{run}", "--user", "ann 3"], "holds a sasrec, which does not grow"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.dropout=3"], "is no range; write model"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.drop=1..2"], "no key model.drop;"),

@@ -187,7 +187,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             raise ArtefactError(
                 f"{file} is {info['format']} version {info['version']}; this forethought reads {FORMAT} {VERSION}."
             )
-        for told in (info["data"]["path"], info["data"]["fingerprint"], info["status"]):
+        for told in (info["data"]["path"] or "", info["data"]["fingerprint"], info["status"]):  # a reasoner has no path
             if not isinstance(told, str):
                 raise TypeError(f"{told!r} is no text")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
