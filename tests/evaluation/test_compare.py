@@ -269,7 +269,10 @@ def test_what_a_report_shows_of_a_run_is_checked(runs, tmp_path, wrong):
 
 def test_damaged_events_and_files_too_deep_are_refused_with_a_sentence(runs, tmp_path):
     run = shutil.copytree(runs[0], tmp_path / "run")
-    for event in ("5", '{"epoch": 1}', '{"step": "x"}', '{"step": 1, "valid/ndcg@10": null}', "[" * 100_000):
+    for event in (
+        f'{{"step": {10**400}}}', "5", '{"step": NaN}', '{"epoch": 1}', '{"step": "x"}',
+        '{"step": 1, "valid/ndcg@10": null}', "[" * 100_000,
+    ):  # fmt: skip
         (run / "log.jsonl").write_text(event + "\n")
         with pytest.raises(ArtefactError, match=r"log.jsonl is damaged in line 1"):
             compare([run], **FEW)

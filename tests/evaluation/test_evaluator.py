@@ -126,6 +126,7 @@ def test_damaged_evaluations_are_refused_with_a_sentence(evaluation, tmp_path, h
         (lambda saved: saved.update(fingerprint=5), "fingerprint is 5"),
         (lambda saved: saved["slices"].pop(), "do not make up the cases"),
         (lambda saved: saved["slices"][0].update(metrics={}), "seen_removed"),
+        (lambda saved: saved["slices"][0].update(band=5), "a slice is called 'history length' 5"),
         (lambda saved: saved["slices"][0].update(cases="many"), "unsupported operand"),
     ],
 )

@@ -165,6 +165,9 @@ def _check(evaluation: Evaluation, split: str) -> None:
     ):
         if getattr(evaluation, name) != found:
             raise ValueError(f"{name} is {getattr(evaluation, name)!r} and has to be {found!r}")
+    for part in evaluation.slices:
+        if not isinstance(part.by, str) or not isinstance(part.band, str):
+            raise TypeError(f"a slice is called {part.by!r} {part.band!r}")
     for by in {part.by for part in evaluation.slices}:
         if sum(part.cases for part in evaluation.slices if part.by == by) != evaluation.cases:
             raise ValueError(f"the slices by {by} do not make up the cases")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -164,10 +165,10 @@ def _read_log(file: Path) -> tuple[Mapping[str, Any], ...]:
         try:
             event = json.loads(line)
             curve = [value for key, value in event.items() if key in ("step", "epoch") or key.startswith("valid/")]
-            if "step" not in event or not all(isinstance(value, int | float) for value in curve):
+            if "step" not in event or not all(map(math.isfinite, curve)):
                 raise ValueError("an event tells its step, and numbers")
             events.append(event)
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ArtefactError(
                 f"{file} is damaged in line {number}; remove that line, or leave the run out."
             ) from error
