@@ -10,12 +10,15 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from forethought import __version__
 from forethought.atomic import PLACE
 from forethought.data.arguments import MOST_THREADS
 from forethought.errors import ForethoughtError
+
+if TYPE_CHECKING:
+    from forethought.recommenders.run import Run
 
 GUIDE = """\
 Recommenders that think before they rank: from an interaction log to honest recommendations.
@@ -154,6 +157,17 @@ def _parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         import_module(f"forethought.cli.{name}").register(subparsers, common)
     return parser
+
+
+def open_run(options: argparse.Namespace) -> Run:
+    """The run that a command names; where it is not finished, and the model an earlier phase's, that is said."""
+    from forethought.recommenders.run import Run  # seconds to import
+
+    run = Run.open(options.path, options.device)
+    if (status := run.info.get("status", "finished")) != "finished":
+        told = f"{options.path} is not finished ({status}); its model is the last that was kept, and --resume goes on."
+        print(f"forethought: {printable(told)}", file=sys.stderr)
+    return run
 
 
 def _take_overrides(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -69,9 +69,9 @@ def parse_history(text: str, catalog: Catalog) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> None:
-    from forethought.recommenders.run import Run
+    from forethought.cli import open_run, printable
 
-    opened = Run.open(options.path, options.device)
+    opened = open_run(options)
     how = (options.k, not options.include_seen, options.chains, options.seed or 0, options.steps)
     if options.history is not None:
         best = opened.recommend(parse_history(options.history, opened.catalog), *how)
@@ -83,8 +83,6 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from forethought.cli import printable
 
     table = Table("", "id", "title", "score", box=None)
     for place, item in enumerate(best, start=1):
