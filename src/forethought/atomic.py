@@ -15,15 +15,13 @@ from forethought.errors import ArtefactError
 # what an OSError says of a place to write to, and a user can mend by freeing or choosing another
 PLACE = {
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST,
-    errno.EISDIR,
+    errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
 
 def _explain(target: Path, error: OSError) -> ArtefactError:
     reason = error.strerror or f"{error}; is the disk full?"  # numpy reports a short write without a reason
-    return ArtefactError(
-        f"Cannot write {target}: {reason}. Nothing was changed; free the space or choose another place."
-    )
+    return ArtefactError(f"Cannot write {target}: {reason}; free the space or choose another place.")
 
 
 def refuse_existing(target: str | os.PathLike[str], advice: str = "choose another folder or remove it first") -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from forethought import Run, cli, compare, train
+from forethought.cli.recommend import parse_history
 from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.recommenders.models import read_recipe
 from forethought.recommenders.tuning import _space
@@ -98,6 +99,22 @@ def test_ids_and_titles_are_shown_as_they_are(tmp_path: Path, capsys: Printed):
     for history in ("Up", '"[REC] "'):
         code = cli.main(["recommend", run, "--history", history, "--json"])
         assert code == (2 if history == "Up" else 0)
+
+
+def test_a_run_whose_second_phase_is_not_finished_says_so(trained: Path, tmp_path: Path, capsys: Printed):
+    run = shutil.copytree(trained, tmp_path / "run")
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**info, "status": "interrupted"}))
+    for path, told in ((run, f"forethought: {run} is not finished (interrupted); its model"), (trained, "")):
+        assert cli.main(["recommend", str(path), "--history", "song-5", "--json"]) == 0
+        printed = capsys.readouterr()
+        assert printed.err[: len(told) or None] == told
+        assert len(json.loads(printed.out)) == 10
+
+
+def test_an_id_is_looked_for_as_written_before_its_spaces_are_taken_off():
+    known = {"x", " x ", "x ", "y"}
+    assert parse_history('" x ","x "," y ",x', known) == [" x ", "x ", "y", "x"]
 
 
 def test_seen_items_are_left_out_unless_asked_for(trained: Path, capsys: Printed):

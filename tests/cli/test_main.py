@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -79,6 +80,8 @@ def test_version(forethought: Command):
         (["grow", "run", "--user", "u", "--guidance", "big"], "big is no number between"),
         (["data", "prepare", "log\udcff.csv", "--out", "o"], "log\\udcff.csv is not UTF-8 text; rename what it names"),
         (["train", "r.yaml", "--name", "n\udcff"], "n\\udcff is not UTF-8 text"),
+        (["train", "r.yaml", "--out", ""], "argument --out: the path is empty"),
+        (["compare", "run", "--json", ""], "argument --json: the path is empty"),
         (["recommend", "run", "--user", "u", "--\x1b[31m"], "unrecognized arguments: --\\x1b[31m"),
     ],
 )  # fmt: skip
@@ -120,12 +123,17 @@ def test_usage_errors_are_one_line_and_exit_with_2(words: list[str], message: st
         (["data", "check", "{data}", "--split", "user-split"], "is split already; leave --split out"),
         (["data", "check", "{data}", "--figure", "c.txt"], "c.txt is no kind of picture that can be drawn"),
         (["data", "download", "mine", "--path", "{recipe}"], "No SHA-256 is known for"),
-        (["train", "{recipe}", "--data.path", "{data}", "--model.dropout", ".nan"], "'.nan'; it has to be a number"),
+        (["train", "{recipe}", "--data.path", "{data}", "--model.dropout", ".nan"], "'.nan'; it has to be a finite"),
         (["grow", "{run}", "--user", "ann 3"], "holds a sasrec, which does not grow"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.dropout=3"], "is no range; write model"),
         (["tune", "{recipe}", "--data.path", "{data}", "--search", "model.drop=1..2"], "no key model.drop;"),
         (["tune", "{recipe}", "--data.path", "{data}", "--out", "{recipe}"], "{recipe}: File exists; free the space"),
         (["probe", "{run}", "--users", "0"], "users is 0; it has to be a whole number of 50 or more"),
+        (["probe", "{run}", "--share", "nan"], "share is nan; it has to be more than 0 and at most 1"),
+        (["probe", "{run}", "--share", "5"], "share is 5.0; it has to be more than 0 and at most 1"),
+        (["evaluate", "x" * 300], "x/config.json: File name too long; free the space or choose another place"),
+        (["tune", "{recipe}", "--data.path", "{data}", "--out", "{data}"], "something else than a search"),
+        (["train", "{recipe}", "--data.path", "{data}", "--training.report_to", "[nope]"], "nope is not supported"),
         (["probe", "{run}", "--steps", "-1"], "steps is -1; it has to be a whole number of 0 or more"),
         (["tune", "{recipe}", "--data.path", "{data}", "--trials", "0"], "0 trials find nothing"),
     ],
@@ -160,3 +168,31 @@ def test_nobody_reading_on_is_no_error(trained: Path):
     command = f"{sys.executable} -m forethought recommend {trained} --history song-1 | true"
     result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "signal.raise_signal(signal.SIGINT)",
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        " duckdb.sql('SELECT sum(a.range % b.range) FROM range(100000000) a, range(1, 1000000) b').fetchall()",
+    ],
+)
+def test_ctrl_c_is_quiet_while_modules_load_and_while_a_query_runs(work: str):
+    program = (
+        "import os, signal, threading, duckdb\n"
+        "from forethought import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"def parser():\n {work}\n"
+        "cli._parser = parser\n"
+        "raise SystemExit(cli.main(['--help']))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "forethought: error: stopped.\n")
+
+
+def test_a_letter_that_the_terminal_lacks_is_spelled_out():
+    command = [sys.executable, "-m", "forethought", "train", "--help"]
+    result = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"[--section.key VALUE \\u2026]" in result.stdout

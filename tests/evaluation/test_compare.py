@@ -245,12 +245,42 @@ def test_broken_runs_are_refused_with_a_sentence(runs, tmp_path, harm, sentence)
     elif harm == "half":
         info.write_text(info.read_text()[:40])
     elif harm == "log":
-        (run / "log.jsonl").write_text('{"epoch": 1}\n{"epo')
+        (run / "log.jsonl").write_text('{"step": 1, "epoch": 1}\n{"epo')
     else:
         (run / "recipe.yaml").write_text("- a\n- [b")
     with pytest.raises(ArtefactError, match=sentence) as error:
         compare([run], **FEW)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"versions": [1]}, {"command": 5}, {"parameters": 1e30}, {"parameters": 10**30}, {"seconds": float("nan")},
+     {"name": None}, {"seed": "first"}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_report_shows_of_a_run_is_checked(runs, tmp_path, wrong):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | wrong))
+    with pytest.raises(ArtefactError, match=f"run is damaged .*{next(iter(wrong))}"):
+        compare([run], **FEW)
+
+
+def test_damaged_events_and_files_too_deep_are_refused_with_a_sentence(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    for event in (
+        f'{{"step": {10**400}}}', "5", '{"step": NaN}', '{"epoch": 1}', '{"step": "x"}',
+        '{"step": 1, "valid/ndcg@10": null}', "[" * 100_000,
+    ):  # fmt: skip
+        (run / "log.jsonl").write_text(event + "\n")
+        with pytest.raises(ArtefactError, match=r"log.jsonl is damaged in line 1"):
+            compare([run], **FEW)
+    for file, deep in (("recipe.yaml", "[" * 5000), ("run.json", "[" * 100_000)):
+        (run / file).write_text(deep)
+        for reading in (find_runs, compare):
+            with pytest.raises(ArtefactError, match=r"run is damaged \(RecursionError"):
+                reading([run, run.parent])
 
 
 def test_a_folder_of_runs_stands_for_the_finished_runs_in_it(runs, tmp_path):

@@ -109,6 +109,74 @@ def test_damaged_evaluations_are_refused_with_a_sentence(evaluation, tmp_path, h
         Evaluation.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda saved: saved["metrics"]["seen_removed"].update({"ndcg@10": 0.9}), "ndcg@10 is 0.9 and the ranks give"),
+        (lambda saved: saved["metrics"]["seen_kept"].update({"hr@5": float("nan")}), "hr@5 is nan and the ranks give"),
+        (lambda saved: saved["metrics"]["seen_kept"].update({"mrr@5": None}), "must be real number"),
+        (lambda saved: saved["metrics"]["seen_kept"].pop("coverage@10"), "coverage@10"),
+        (lambda saved: saved["metrics"]["seen_kept"].update({"novelty@10": None}), "a metric is no number"),
+        (lambda saved: saved.update(metrics={}), "seen_removed"),
+        (lambda saved: saved.update(num_items=5), "a rank lies outside the 5 items"),
+        (lambda saved: saved.update(num_items=41), "unreachable is"),
+        (lambda saved: saved.update(split="valid"), "split is 'valid' and has to be 'test'"),
+        (lambda saved: saved.update(users=299), "users is 299 and has to be 300"),
+        (lambda saved: saved.update(data=None), "data is None"),
+        (lambda saved: saved.update(fingerprint=5), "fingerprint is 5"),
+        (lambda saved: saved["slices"].pop(), "do not make up the cases"),
+        (lambda saved: saved["slices"][0].update(metrics={}), "seen_removed"),
+        (lambda saved: saved["slices"][0].update(band=5), "a slice is called 'history length' 5"),
+        (lambda saved: saved["slices"][0].update(cases="many"), "unsupported operand"),
+    ],
+)
+def test_an_evaluation_that_contradicts_itself_is_refused(evaluation, tmp_path, change, said):
+    evaluation.save(tmp_path)
+    file = tmp_path / "test.json"
+    saved = json.loads(file.read_text())
+    change(saved)
+    file.write_text(json.dumps(saved))
+    with pytest.raises(ArtefactError, match=rf"test.json is damaged \(.*{said}.*\); evaluate the run again"):
+        Evaluation.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda ranks: ranks[:, 1].fill(0), "unreachable is"),
+        (lambda ranks: ranks[:, 3].fill(0), "the ranks give"),
+        (lambda ranks: ranks[:, 2].fill(-1), "a rank lies outside"),
+        (lambda ranks: ranks[:, 3].fill(-5), "a rank lies outside"),
+        (lambda ranks: ranks[:, 0].fill(3), "users is 300 and has to be 1"),
+    ],
+)
+def test_ranks_that_do_not_give_the_metrics_are_refused(evaluation, tmp_path, change, said):
+    evaluation.save(tmp_path)
+    ranks = np.load(tmp_path / "test-ranks.npy")
+    change(ranks)
+    np.save(tmp_path / "test-ranks.npy", ranks)
+    with pytest.raises(ArtefactError, match=f"test.json is damaged .*{said}"):
+        Evaluation.load(tmp_path)
+
+
+def test_ranks_of_another_kind_and_files_that_cannot_be_parsed_are_refused(evaluation, tmp_path):
+    evaluation.save(tmp_path)
+    file, ranks = tmp_path / "test.json", tmp_path / "test-ranks.npy"
+    table = np.load(ranks)
+    np.save(ranks, table.astype(np.float64))
+    with pytest.raises(ArtefactError, match=r"the ranks are float64 of shape \(300, 5\)"):
+        Evaluation.load(tmp_path)
+    np.save(ranks, table)
+    whole = ranks.read_bytes()
+    for broken in (whole.replace(b"}", b" ", 1), b"PK\x03\x04" + whole, whole[:60]):
+        ranks.write_bytes(broken)
+        with pytest.raises(ArtefactError, match=r"test.json is damaged"):
+            Evaluation.load(tmp_path)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ArtefactError, match=r"test.json is damaged \(RecursionError"):
+        Evaluation.load(tmp_path)
+
+
 def test_a_subset_says_so():
     part = evaluate(sum_of_vectors(40), make_dataset(300, 40), rows=np.arange(50), bootstrap=0)
     assert (part.cases, part.complete, part.intervals) == (50, False, {})

@@ -20,6 +20,7 @@ from forethought.recommenders.base import Recommender
 from forethought.recommenders.counting import SparseRows
 from forethought.recommenders.knn import CooccurrenceKNN, CooccurrenceKNNConfig, strongest
 from forethought.recommenders.markov import Markov, MarkovConfig
+from forethought.recommenders.models import read_recipe
 from forethought.recommenders.popularity import Popularity, PopularityConfig
 from forethought.recommenders.run import Run, train
 
@@ -127,6 +128,12 @@ def test_a_log_without_pairs_ranks_by_popularity() -> None:
 def test_impossible_neighbourhoods_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(RecipeError, match="at least 1"):
         CooccurrenceKNN(CooccurrenceKNNConfig(num_items=3, **options))
+
+
+@pytest.mark.parametrize(("key", "value"), [("pair_decay", -1000.0), ("backward", -1.0), ("history_decay", np.inf)])
+def test_weights_that_grow_with_distance_are_refused(key: str, value: float) -> None:
+    with pytest.raises(RecipeError, match=f"{key} is {value}; it has to be a finite number"):
+        read_recipe({"model": {"type": "knn", key: value}})
 
 
 def test_sparse_rows_equal_a_dense_product() -> None:

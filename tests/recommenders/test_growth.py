@@ -153,6 +153,12 @@ def test_what_no_chain_ended_in_is_not_listed(tiny: Dataset) -> None:
         run.recommend(everything, chains=2)
 
 
+def test_steps_that_no_memory_holds_are_refused(tiny: Dataset) -> None:
+    for parametrization in ("score", "marginal"):
+        with pytest.raises(DataError, match="steps is 1000000000000; it has to be a whole number of 10000 or less"):
+            grow_user(grower(tiny, parametrization=parametrization), "user 0", steps=10**12)
+
+
 def test_a_knn_draws_no_chains_and_does_not_grow(tiny: Dataset) -> None:
     run = run_of(CooccurrenceKNN(CooccurrenceKNNConfig(num_items=NUM_ITEMS)), tiny)
     for ask in (lambda: run.recommend(["item 1"], chains=3), lambda: run.recommend_user("user 0", chains=3)):

@@ -126,6 +126,8 @@ def test_a_recurrence_is_steered_at_the_norm_its_answers_are_read_by(data: Datas
     assert hooked == {(False, False), (True, False)}
     with pytest.raises(ArtefactError, match="has no final norm to read or steer"):
         steer_popularity(lares(norm="post"), [1.0])
+    with pytest.raises(DataError, match=r"strengths are \(1.0, nan\); they have to be finite numbers"):
+        steer_popularity(run, [1.0, float("nan")])
 
 
 @pytest.mark.parametrize("item_bias", [True, False])

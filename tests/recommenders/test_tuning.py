@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from forethought.data.dataset import Dataset
-from forethought.errors import DataError, RecipeError
+from forethought.errors import ArtefactError, DataError, RecipeError
+from forethought.recommenders.run import train
 from forethought.recommenders.tuning import tune
 from tests.planted import ring
 
@@ -49,3 +50,23 @@ def test_what_cannot_be_searched_is_refused_before_a_trial(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"blind has no validation cases to choose by; prepare"):
         search(blind, tmp_path / "search")
     assert not (tmp_path / "search").exists()
+
+
+@pytest.mark.parametrize("span", ["0..inf", "nan..1", "-1e308..1e308", "1..1" + "0" * 400])
+def test_a_range_has_an_end(tmp_path: Path, span: str) -> None:
+    data = ring(users=60).save(tmp_path / "ring")
+    recipe = {"model": {"type": "knn"}, "data": {"path": str(data.path)}}
+    with pytest.raises(RecipeError, match=r"--search model.window=.* has no end; give finite numbers"):
+        tune(recipe, search={"model.window": span}, out=tmp_path / "search")
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_run_is_no_place_for_a_search(tmp_path: Path) -> None:
+    data = ring(users=60).save(tmp_path / "ring")
+    recipe = {"model": {"type": "knn"}, "data": {"path": str(data.path)}}
+    train(recipe, out=tmp_path / "run")
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
+    with pytest.raises(ArtefactError, match=r"run holds something else than a search \(no study.sqlite3\)"):
+        tune(recipe, search={"model.window": "1..5"}, trials=1, out=tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
+    assert not (tmp_path / "run" / "study.sqlite3").exists()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from forethought.errors import ArtefactError
-from forethought.recommenders.run import train
+from forethought.errors import ArtefactError, RecipeError
+from forethought.recommenders.run import Run, train
 from forethought.training.recipe import Recipe
 from forethought.training.record import told_command
 
@@ -52,6 +52,20 @@ def test_a_run_goes_on_only_as_it_began(
         resume(status="interrupted", **told)
     assert resume(**told) == "finished"  # nothing is left to train
     assert resume(status="interrupted", processes=None) == "finished"  # as older runs were
+
+
+def test_files_too_deep_to_read_are_refused_with_a_sentence(recipe: Callable[..., Recipe], folder: Path) -> None:
+    train(recipe(training__epochs=1), out=folder, device="cpu", quiet=True)
+    for file, kind in (("recipe.yaml", RecipeError), ("model/files.json", ArtefactError), ("run.json", ArtefactError)):
+        whole = (folder / file).read_text()
+        (folder / file).write_text("[" * 100_000)
+        with pytest.raises(kind, match="maximum recursion depth"):
+            Run.open(folder)
+        (folder / file).write_text(whole)
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | {"data": {"path": 5, "fingerprint": "x"}}))
+    with pytest.raises(ArtefactError, match=r"run.json is damaged \(TypeError: 5 is no text\)"):
+        Run.open(folder)
 
 
 def test_a_run_says_at_its_start_how_many_processes_it_has(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from forethought import __version__
 from forethought.atomic import PLACE
 from forethought.data.arguments import MOST_THREADS
 from forethought.errors import ForethoughtError
+
+if TYPE_CHECKING:
+    from forethought.recommenders.run import Run
 
 GUIDE = """\
 Recommenders that think before they rank: from an interaction log to honest recommendations.
@@ -79,6 +83,29 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 where the user has to mend something."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error, where the terminal lacks a letter
+    try:
+        return _run(argv)
+    except ForethoughtError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped.", 130)
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):  # as DuckDB tells it
+            raise
+        return _fail("stopped.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; the exit must not fail
+        return 0
+    except OSError as error:
+        if error.errno not in PLACE:
+            raise
+        place, reason = error.filename or "the output", os.strerror(error.errno or 0)
+        return _fail(f"Cannot read or write {place}: {reason}; free the space or choose another place.")
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     given = list(sys.argv[1:] if argv is None else argv)
     if broken := next(filter(_SURROGATE.search, given), None):
@@ -89,23 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.__dict__.setdefault(name, default)  # the flags stand before or after the command
     if overrides and not getattr(options, "takes_overrides", False):
         parser.error(f"unrecognized arguments: --{next(iter(overrides))}")
+    for name in ("out", "json", "figure"):
+        if getattr(options, name, None) == "":
+            parser.error(f"argument --{name}: the path is empty")
     options.overrides = overrides
     if options.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is imported, by the command
-    try:
-        return int(options.run(options) or 0)
-    except ForethoughtError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail("stopped.", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; the exit must not fail
-        return 0
-    except OSError as error:
-        if error.errno not in PLACE:
-            raise
-        place, reason = error.filename or "the output", os.strerror(error.errno or 0)
-        return _fail(f"Cannot read or write {place}: {reason}; free the space or choose another place.")
+    return int(options.run(options) or 0)
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -140,6 +157,17 @@ def _parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         import_module(f"forethought.cli.{name}").register(subparsers, common)
     return parser
+
+
+def open_run(options: argparse.Namespace) -> Run:
+    """The run that a command names; where it is not finished, and the model an earlier phase's, that is said."""
+    from forethought.recommenders.run import Run  # seconds to import
+
+    run = Run.open(options.path, options.device)
+    if (status := run.info.get("status", "finished")) != "finished":
+        told = f"{options.path} is not finished ({status}); its model is the last that was kept, and --resume goes on."
+        print(f"forethought: {printable(told)}", file=sys.stderr)
+    return run
 
 
 def _take_overrides(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -51,11 +51,11 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from forethought.atomic import atomic_file
+    from forethought.cli import open_run
     from forethought.cli.evaluate import print_rows, progress_bar
     from forethought.recommenders import dialling
-    from forethought.recommenders.run import Run
 
-    opened, seed = Run.open(options.path, options.device), options.seed or 0
+    opened, seed = open_run(options), options.seed or 0
     with progress_bar(options.quiet) as progress:
         dial = dialling.fit(
             opened,

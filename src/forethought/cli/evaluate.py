@@ -45,10 +45,10 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from forethought.atomic import atomic_file
+    from forethought.cli import open_run
     from forethought.recommenders import thinking
-    from forethought.recommenders.run import Run
 
-    opened = Run.open(options.path, options.device)
+    opened = open_run(options)
     with progress_bar(options.quiet) as progress:
         seed = 0 if options.seed is None else options.seed
         tell = None if progress is None else functools.partial(progress, opened.path.name)

@@ -35,10 +35,10 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from forethought.cli import open_run
     from forethought.recommenders.growth import draw_user, grow_user
-    from forethought.recommenders.run import Run
 
-    opened = Run.open(options.path, options.device)
+    opened = open_run(options)
     growing = grow_user(
         opened,
         options.user,

@@ -41,11 +41,11 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from forethought.cli import open_run
     from forethought.errors import ArtefactError
     from forethought.recommenders.probing import save, settling, steer_popularity
-    from forethought.recommenders.run import Run
 
-    opened = Run.open(options.path, options.device)
+    opened = open_run(options)
     seed = options.seed or 0
     found = settling(opened, share=options.share, steps=options.steps, users=options.users, seed=seed)
     try:

@@ -55,7 +55,7 @@ def steps(text: str) -> int | str:
 
 
 def parse_history(text: str, catalog: Catalog) -> list[str]:
-    """The items' own ids in ``"ID,ID,…"``, as in a line of CSV; spaces around one belong to it only if it has them.
+    """The items' own ids in ``"ID,ID,…"``, as in a line of CSV; spaces around one that is not known are let be.
 
     Raises:
         DataError: one of them is longer than :mod:`csv` reads.
@@ -65,14 +65,13 @@ def parse_history(text: str, catalog: Catalog) -> list[str]:
         parts = [part for row in rows for part in row if part.strip()]
     except csv.Error as error:
         raise DataError(f"The history cannot be read as ids parted by commas ({error}).") from error
-    spaced = {part for part in parts if part.strip() not in catalog and part in catalog}
-    return [part if part in spaced else part.strip() for part in parts]
+    return [part if part in catalog else part.strip() for part in parts]
 
 
 def run(options: argparse.Namespace) -> None:
-    from forethought.recommenders.run import Run
+    from forethought.cli import open_run, printable
 
-    opened = Run.open(options.path, options.device)
+    opened = open_run(options)
     how = (options.k, not options.include_seen, options.chains, options.seed or 0, options.steps)
     if options.history is not None:
         best = opened.recommend(parse_history(options.history, opened.catalog), *how)
@@ -84,8 +83,6 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from forethought.cli import printable
 
     table = Table("", "id", "title", "score", box=None)
     for place, item in enumerate(best, start=1):

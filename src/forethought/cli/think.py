@@ -31,11 +31,11 @@ def register(subparsers: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import torch
 
+    from forethought.cli import open_run, printable
     from forethought.cli.recommend import parse_history
-    from forethought.recommenders.run import Run
     from forethought.recommenders.thinking import answers
 
-    opened = Run.open(options.path, options.device)
+    opened = open_run(options)
     torch.manual_seed(options.seed or 0)  # of models that think by chance
     if options.user is not None:
         history = opened.history_of(options.user)
@@ -49,8 +49,6 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from forethought.cli import printable
 
     table = Table("step", "moved", "best items", box=box.SIMPLE_HEAD)
     before: list[str] = []

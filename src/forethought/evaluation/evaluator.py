@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -123,17 +124,64 @@ class Evaluation:
             if saved.pop("format") != FORMAT or saved.pop("version") != VERSION:
                 raise ArtefactError(f"{file} is no {FORMAT} version {VERSION}; evaluate the run again.")
             table = np.load(Path(folder) / f"{split}-ranks.npy", allow_pickle=False)
-            if table.shape != (saved["cases"], 5):
-                raise ValueError(f"the ranks have shape {table.shape}")
+            if table.shape != (saved["cases"], 5) or table.dtype != np.int32:
+                raise ValueError(f"the ranks are {table.dtype} of shape {table.shape}")
             ranks = Ranks(table[:, [1, 3]].astype(np.int32), table[:, [2, 4]].astype(np.int32), saved["num_items"])
             slices = tuple(Slice(**{**part, "intervals": _ranges(part["intervals"])}) for part in saved.pop("slices"))
             saved["ks"], saved["intervals"] = tuple(saved["ks"]), _ranges(saved["intervals"])
-            return cls(**saved, slices=slices, ranks=ranks, owners=table[:, 0].astype(np.int64))
+            evaluation = cls(**saved, slices=slices, ranks=ranks, owners=table[:, 0].astype(np.int64))
+            _check(evaluation, split)
         except ArtefactError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        except Exception as error:  # numpy reads its header as Python, and fails in as many ways
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ArtefactError(f"{file} is damaged ({reason}); evaluate the run again.") from error
+        return evaluation
+
+
+def _check(evaluation: Evaluation, split: str) -> None:
+    """Hold what was read to itself: its counts and accuracy to the ranks.
+
+    Raises:
+        ValueError: it contradicts itself.
+        KeyError, TypeError, AttributeError: something is missing, or of another type.
+    """
+    ranks, owners = evaluation.ranks, evaluation.owners
+    for name, kind in (
+        ("model", str), ("data", str), ("fingerprint", str), ("protocol", str), ("complete", bool),
+        ("num_items", int), ("bootstrap", int), ("seed", int), ("seconds", (int, float)),
+    ):  # fmt: skip
+        if not isinstance(getattr(evaluation, name), kind):
+            raise TypeError(f"{name} is {getattr(evaluation, name)!r}")
+    greater, ties = ranks.greater.astype(np.int64), ranks.ties
+    removed = (greater == ranks.num_items) & (ties == 0)
+    inside = (greater >= 0) & (ties >= 0) & (removed | (greater + ties < ranks.num_items))
+    if owners.min() < 0 or not inside.all():
+        raise ValueError(f"a rank lies outside the {ranks.num_items} items")
+    for name, found in (
+        ("split", split),
+        ("users", len(np.unique(owners))),
+        ("unreachable", int(ranks.unreachable.sum())),
+    ):
+        if getattr(evaluation, name) != found:
+            raise ValueError(f"{name} is {getattr(evaluation, name)!r} and has to be {found!r}")
+    for part in evaluation.slices:
+        if not isinstance(part.by, str) or not isinstance(part.band, str):
+            raise TypeError(f"a slice is called {part.by!r} {part.band!r}")
+    for by in {part.by for part in evaluation.slices}:
+        if sum(part.cases for part in evaluation.slices if part.by == by) != evaluation.cases:
+            raise ValueError(f"the slices by {by} do not make up the cases")
+    for column, means in metrics.mean_metrics(ranks, evaluation.ks).items():
+        for name, value in means.items():
+            if not math.isclose(evaluation.metrics[column][name], value, abs_tol=1e-9):
+                raise ValueError(f"{name} is {evaluation.metrics[column][name]} and the ranks give {value}")
+        of_lists = [f"{name}@{k}" for name in ("coverage", "novelty", "popularity_share") for k in evaluation.ks]
+        numbers: list[Any] = [evaluation.metrics[column][name] for name in of_lists]
+        for part in evaluation.slices:
+            numbers += [part.metrics[column][name] for name in means]
+            numbers += [bound for name in means if part.intervals for bound in part.intervals[column][name]]
+        if not all(isinstance(number, float) for number in numbers):
+            raise TypeError("a metric is no number")
 
 
 def _ranges(saved: dict[str, dict[str, list[float]]]) -> Ranges:

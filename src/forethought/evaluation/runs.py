@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from forethought.evaluation.evaluator import Evaluation
 
 FORMAT = "forethought.run"
 VERSION = 1
+KINDS: dict[str, type] = {  # of what a report shows of run.json; the last two older runs need not have
+    "name": str, "model": str, "seed": int, "parameters": int, "versions": dict, "command": list,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,17 @@ def read_run(path: str | os.PathLike[str], split: str = "test") -> RunRecord:
     info = _read_info(path)
     _check_finished(path, info)
     try:
+        for key, kind in KINDS.items():
+            if not isinstance(info.get(key, kind()), kind):
+                raise TypeError(f"{key} is {info[key]!r}")
+        if not (0 <= info["parameters"] < 2**63 and 0 <= info["seconds"] < 2**63):
+            raise ValueError(f"parameters are {info['parameters']} and seconds {info['seconds']}")
         return RunRecord(
             path=path,
-            name=str(info["name"]),
-            model=str(info["model"]),
-            seed=int(info["seed"]),
-            parameters=int(info["parameters"]),
+            name=info["name"],
+            model=info["model"],
+            seed=info["seed"],
+            parameters=info["parameters"],
             seconds=float(info["seconds"]),
             settings=_read_settings(path, info),
             log=_read_log(path / "log.jsonl"),
@@ -102,7 +111,7 @@ def read_run(path: str | os.PathLike[str], split: str = "test") -> RunRecord:
         )
     except ArtefactError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, RecursionError, yaml.YAMLError) as error:
         raise _damaged(path, error) from error
 
 
@@ -114,7 +123,7 @@ def _read_info(path: Path) -> dict[str, Any]:
         info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         known = (info["format"], info["version"]) == (FORMAT, VERSION)
         _ = info["status"]
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise _damaged(path, error) from error
     if not known:
         raise ArtefactError(f"{file} is no {FORMAT} version {VERSION}; train the run again.")
@@ -133,7 +142,7 @@ def _identity(path: Path) -> str:
     info = _read_info(path)
     try:
         return repr((sorted(_read_settings(path, info).items()), info["seed"], info["data"]["fingerprint"]))
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, RecursionError, yaml.YAMLError) as error:
         raise _damaged(path, error) from error
 
 
@@ -154,8 +163,12 @@ def _read_log(file: Path) -> tuple[Mapping[str, Any], ...]:
     events = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            events.append(json.loads(line))
-        except ValueError as error:
+            event = json.loads(line)
+            curve = [value for key, value in event.items() if key in ("step", "epoch") or key.startswith("valid/")]
+            if "step" not in event or not all(map(math.isfinite, curve)):
+                raise ValueError("an event tells its step, and numbers")
+            events.append(event)
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ArtefactError(
                 f"{file} is damaged in line {number}; remove that line, or leave the run out."
             ) from error

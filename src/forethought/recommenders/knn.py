@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
@@ -39,6 +41,12 @@ class CooccurrenceKNNConfig(RecommenderConfig):
     neighbours: int = 1000
     history_decay: float = 1.0
     nonzeros: int = 0
+
+    def validate_weights(self) -> None:
+        """Refuse weights that grow with distance, or turn evidence around; called when the config is made."""
+        for key in ("pair_decay", "backward", "source_power", "target_power", "history_decay"):
+            if not 0 <= getattr(self, key) < inf:
+                raise ValueError(f"{key} is {getattr(self, key)}; it has to be a finite number of 0 or more")
 
 
 class CooccurrenceKNN(CountingRecommender):

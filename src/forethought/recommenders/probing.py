@@ -69,6 +69,8 @@ def settling(
         DataError: too few users, or a number is none that fits.
     """
     check_whole("users", users, least=LEAST)
+    if not 0 < share <= 1:
+        raise DataError(f"share is {share}; it has to be more than 0 and at most 1.")
     if steps is not None:
         check_whole("steps", steps)
         if steps and isinstance(run.model, LatentReasoner):
@@ -170,9 +172,11 @@ def steer_popularity(
 
     Raises:
         ArtefactError: the model has no final norm, no inner product, or layers between them.
-        DataError: ``random`` is no number of directions.
+        DataError: ``random`` is no number of directions, or a strength is not finite.
     """
     check_whole("random", random)
+    if not all(map(math.isfinite, strengths)):
+        raise DataError(f"strengths are {tuple(strengths)}; they have to be finite numbers.")
     if isinstance(run.model, PreferGrow) and run.model.config.head != "none":
         raise ArtefactError(
             f"{run.path} reads its state through a head, so its items' directions are none of its state; only a "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -252,7 +253,8 @@ def train(
     Raises:
         RecipeError, DataError, ArtefactError: recipe, data or run folder are not what they have to be.
     """
-    from forethought.training.ranking import RankingTrainer  # seconds to import, and opening a run does without
+    from forethought.training.ranking import RankingTrainer, check_measured  # seconds to import; opening does without
+    from forethought.training.trainer import check_trackers
 
     recipe = read_recipe(recipe, overrides, seed)
     path = data_folder(recipe)
@@ -260,6 +262,8 @@ def train(
         raise RecipeError(f"Recipe {recipe.name}: a {recipe.model['type']} has no second phase; remove post_training.")
     if recipe.post_training is not None and not recipe.model["steps"]:
         raise RecipeError(f"Recipe {recipe.name}: with 0 steps there is no second phase; give --one-phase.")
+    check_measured(recipe)  # before a folder is begun that no other recipe can go on with
+    check_trackers(recipe)
     dataset = Dataset.open(path, verify=True)
     data = dataclasses.replace(recipe.data, path=str(Path(path).resolve()))
     recipe = dataclasses.replace(recipe, data=data)
@@ -300,6 +304,8 @@ def train(
                 record["seconds"] += record["post_training"]["seconds"]
         model.eval()
         if main:
+            if (folder / "evaluation").exists():
+                shutil.rmtree(folder / "evaluation")  # of weights that are replaced, where a second phase followed
             if len(dataset.targets("valid")):
                 evaluate(model, dataset, "valid").save(folder / "evaluation")
             save_model(model, dataset.catalog, folder / "model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -128,6 +129,8 @@ def tune(
 def _open_study(folder: Path, base: Recipe, search: dict[str, str]) -> optuna.Study:
     import optuna
 
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "study.sqlite3").is_file():
+        raise ArtefactError(f"{folder} holds something else than a search (no study.sqlite3); choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = f"sqlite:///{folder / 'study.sqlite3'}"
@@ -162,6 +165,11 @@ def _space(key: str, text: str, base: Recipe) -> Any:
     span, _, scale = text.partition(":")
     low, dots, high = span.partition("..")
     if dots and scale in ("", "log"):
+        apart = 0.0
+        with contextlib.suppress(ValueError):
+            apart = float(high) - float(low)
+        if not math.isfinite(apart):
+            raise RecipeError(f"--search {key}={text} has no end; give finite numbers that are less far apart.")
         with contextlib.suppress(ValueError):
             whole = IntDistribution(int(low), int(high), log=scale == "log")
             try:

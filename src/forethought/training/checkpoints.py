@@ -41,7 +41,7 @@ def verify(folder: Path) -> None:
     try:
         files = json.loads((folder / SEAL).read_text())
         wanted = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtefactError(f"{folder} is damaged: its {SEAL} cannot be read ({error}).") from error
     for name in WEIGHTS_AND_CONFIG:
         if name not in wanted:

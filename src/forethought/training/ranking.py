@@ -18,6 +18,19 @@ from forethought.training.recipe import Recipe
 from forethought.training.trainer import Trainer
 
 
+def check_measured(recipe: Recipe) -> None:
+    """Refuse to select by what is not measured here.
+
+    Raises:
+        RecipeError: the recipe selects by ``accuracy``.
+    """
+    if recipe.training.select_by == "accuracy":
+        raise RecipeError(
+            f"Recipe {recipe.name} has training.select_by accuracy, which recommenders are not measured by; "
+            "choose hr, ndcg or mrr, such as ndcg@10."
+        )
+
+
 class RankingTrainer(Trainer):
     """Trains a recommender as its recipe says.
 
@@ -27,15 +40,10 @@ class RankingTrainer(Trainer):
         recipe, folder, options: as :class:`Trainer`.
 
     Raises:
-        RecipeError: the recipe asks for what this machine or data cannot give, or selects by what is not measured.
+        RecipeError: the recipe asks for what this machine or data cannot give.
     """
 
     def __init__(self, model: PreTrainedModel, dataset: Dataset, recipe: Recipe, folder: Path, **options: Any) -> None:
-        if recipe.training.select_by == "accuracy":
-            raise RecipeError(
-                f"Recipe {recipe.name} has training.select_by accuracy, which recommenders are not measured by; "
-                "choose hr, ndcg or mrr, such as ndcg@10."
-            )
         self.targets = dataset.targets("valid")
         examples = TrainingExamples(dataset, model.config.max_length, recipe.data.targets)
         super().__init__(model, examples, recipe, folder, validates=len(self.targets) > 0, **options)

@@ -137,7 +137,7 @@ class Recipe:
         try:
             # utf-8-sig: editors on Windows put a byte-order mark first
             content = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError) as error:
             raise RecipeError(f"{path} cannot be read: {error}.") from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)

@@ -187,8 +187,10 @@ def read_record(folder: Path) -> dict[str, Any]:
             raise ArtefactError(
                 f"{file} is {info['format']} version {info['version']}; this forethought reads {FORMAT} {VERSION}."
             )
-        _ = info["data"]["path"], info["data"]["fingerprint"], info["status"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for told in (info["data"]["path"] or "", info["data"]["fingerprint"], info["status"]):  # a reasoner has no path
+            if not isinstance(told, str):
+                raise TypeError(f"{told!r} is no text")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, ArtefactError):
             raise
         raise ArtefactError(f"{file} is damaged ({type(error).__name__}: {error}); train again.") from error

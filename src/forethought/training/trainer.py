@@ -22,6 +22,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from forethought.atomic import PLACE
 from forethought.data.batches import LengthBuckets
@@ -345,6 +346,20 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]  # transformers ships
             self.average.copy_to_model()
         for wrapper in ("forward", "_original_forward"):  # accelerate's autocast
             self.model.__dict__.pop(wrapper, None)
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Refuse experiment trackers that are not there, in either phase.
+
+    Raises:
+        RecipeError: ``transformers`` does not know one, or it is not installed.
+    """
+    for phase in filter(None, (recipe.training, recipe.post_training)):
+        try:
+            for tracker in get_reporting_integration_callbacks(list(phase.report_to)):
+                tracker()
+        except (RuntimeError, ValueError, ImportError) as error:
+            raise RecipeError(f"This machine cannot train as recipe {recipe.name} asks: {error}") from error
 
 
 def training_arguments(recipe: Recipe, output: Path, device: str | None, *, evaluates: bool) -> TrainingArguments:

@@ -446,11 +446,13 @@ def test_the_second_phase_can_be_left_out(tmp_path: Path) -> None:
 def test_the_second_phase_can_follow_later(tmp_path: Path) -> None:
     data = ring(users=120, items=30).save(tmp_path / "data")
     recipe = {**RECIPE, "data": {"path": str(data.path)}}
-    train({**recipe, "post_training": None}, out=tmp_path / "run", quiet=True)
+    train({**recipe, "post_training": None}, out=tmp_path / "run", quiet=True).evaluate(bootstrap=0)
     later = train(recipe, out=tmp_path / "run", resume=True, quiet=True)
     at_once = train(recipe, out=tmp_path / "other", quiet=True)
     for name, weights in at_once.model.state_dict().items():
         assert torch.equal(weights, later.model.state_dict()[name]), name
+    evaluated = [path.name for path in sorted((tmp_path / "run" / "evaluation").iterdir())]
+    assert evaluated == ["valid-ranks.npy", "valid.json"]  # none of the weights that were there before
     same = ("steps", "best_step", "post_training")
     told = [{key: run.info[key] for key in same} for run in (later, at_once)]
     for each in told:

@@ -21,6 +21,7 @@ from forethought.recommenders.prefergrow.kernels import Alpha, FadingKernel
 from forethought.recommenders.prefergrow.schedules import NoiseSchedule
 
 LogRatios = Callable[[Tensor, Tensor], Tensor]
+MOST_STEPS = 10_000  # far beyond where a chain still gains, and a row of memory each
 LAST_TIME = 1e-5  # the denoiser takes over here (SEDD, arXiv 2310.16834)
 
 
@@ -94,9 +95,9 @@ def noise_levels(schedule: NoiseSchedule, steps: int) -> Tensor:
     """The noise at the start of a chain, after each of its T steps and after the denoiser: float64 ``[T + 2]``.
 
     Raises:
-        DataError: T is no whole number of 0 or more.
+        DataError: T is no whole number from 0 to 10,000.
     """
-    check_whole("steps", steps)
+    check_whole("steps", steps, most=MOST_STEPS)
     times = torch.linspace(1, LAST_TIME if steps else 1, steps + 1, dtype=torch.float64)
     return torch.nn.functional.pad(schedule.sigma(times), (0, 1))
 
