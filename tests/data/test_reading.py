@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,10 @@ def test_column_names_times_and_more_columns(tmp_path: Path) -> None:
         ("2020-01-01", 1577836800000),
         ("2020-01-01 00:00:00.25", 1577836800250),
         ("2020-01-01T01:00:00+01:00", 1577836800000),
+        ("2020-01-01 01:00:00+01", 1577836800000),
+        ("2019-12-31T08:01:00-1559", 1577836800000),
+        ("2020-01-01 00:00:00 UTC", 1577836800000),
+        ("2020-01-01 00:00:00 ", 1577836800000),
         ("1969-12-31T23:59:58.500Z", -1500),
         ("-1.5", -1500),
     ],
@@ -217,6 +222,54 @@ def test_typed_times(kind: pa.DataType) -> None:
     dataset = Interactions.from_table(pa.table({"user": [1] * 3, "item": [1, 2, 3], "timestamp": times})).prepare()
     assert dataset.sequences.times is not None
     assert set(dataset.sequences.times.tolist()) == {1577836800000}
+
+
+def test_a_time_with_a_zone_leaves_the_others_in_utc(tmp_path: Path) -> None:
+    times = ["2020-01-01 12:00:00+05:00", "2020-01-01 08:00:00", "2020-01-01 09:00:00Z", "2020-01-01"]
+    for order in (times, times[::-1]):
+        rows = [("u", item, time) for item, time in zip("abcd", order, strict=True)]
+        interactions = Interactions.read(write_csv(tmp_path / "log.csv", rows))
+        found = interactions.table.time.to_pyarrow().to_pylist()
+        assert dict(zip(order, found, strict=True)) == dict(
+            zip(times, [1577862000000, 1577865600000, 1577869200000, 1577836800000], strict=True)
+        )
+
+
+@pytest.mark.parametrize("kind", ["TIMESTAMP", "TIMESTAMPTZ", "DATE"])
+def test_a_time_that_is_infinite_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.duckdb"
+    times = ", ".join(f"('u', 'a', '{time}'::{kind})" for time in ("2020-01-01", "infinity", "2020-01-02"))
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(f'CREATE TABLE log AS SELECT * FROM (VALUES {times}) AS log(user, item, "timestamp")')
+    with pytest.raises(DataError, match=r"row 2, column 'timestamp': 'infinity' is beyond the times that can be kept"):
+        Interactions.read(path)
+    kept = Interactions.read(path, on_error="drop")
+    assert kept.dropped == {"time: unparsable time": 1}
+    assert len(kept) == 2
+
+
+def test_decimal_ids_are_whole_numbers() -> None:
+    def read(numbers: list[str], kind: pa.DataType, **options: Any) -> Any:
+        users = pa.array([Decimal(number) for number in numbers], kind)
+        table = pa.table({"user": users, "item": ["a"] * len(numbers)})
+        interactions = Interactions.from_table(table, time_column=None, **options)
+        return interactions.table.user.to_pyarrow()
+
+    for kind in (pa.decimal128(12, 2), pa.decimal128(38, 0)):
+        assert read(["1", "20", "3"], kind).equals(pa.chunked_array([[1, 20, 3]]))
+        assert read(["1", "20", "3"], kind, ids="text").to_pylist() == ["1", "20", "3"]
+        with pytest.raises(DataError, match=r"row 2, column 'user': the id -1 is negative"):
+            read(["1", "-1", "3"], kind)
+    with pytest.raises(DataError, match=r"row 2, column 'user': '1\.50' is no whole number"):
+        read(["1", "1.5", "3"], pa.decimal128(12, 2))
+    huge = ["1", str(2**64)]
+    with pytest.raises(DataError, match=rf"row 2, column 'user': '{2**64}' is beyond 64 bits \(use --ids text"):
+        read(huge, pa.decimal128(38, 0))
+    assert read(huge, pa.decimal128(38, 0), ids="text").to_pylist() == huge
+    table = pa.table({"user": pa.array([1, 2**64 - 1], pa.uint64()), "item": ["a", "b"]})
+    with pytest.raises(DataError, match=r"is beyond 64 bits \(use --ids text"):
+        Interactions.from_table(table, time_column=None)
+    assert len(Interactions.from_table(table, time_column=None, ids="text")) == 2
 
 
 def test_without_times_the_order_of_the_file_stands(tmp_path: Path) -> None:
@@ -304,6 +357,12 @@ BAD = [
         r"row 3 \(line 4\), column 'timestamp': '2020-13-01' is no time", {"time: unparsable time": 1}, id="iso-time",
     ),
     pytest.param(
+        "user,item,timestamp\nu,a,2020-01-01 12:00:00Z\nu,b,2020-01-01 12:00:00 EST\nu,c,2020-01-01 12:00:00+16:00\n"
+        "u,d,2020-01-01 12:00:00\nu,e,2020-01-01 13:00:00\n",
+        r"row 2 \(line 3\), column 'timestamp': '2020-01-01 12:00:00 EST' is no time; .* \(1 more like it\)",
+        {"time: unparsable time": 2}, id="named-zone",
+    ),
+    pytest.param(
         "user,item,timestamp\nu,a,1577836800\nu,b,1577836800000\nu,c,1577836801\nu,d,1577836802\n",
         r"row 2 .*'1577836800000' is not in seconds", {"time: mixed time units": 1}, id="mixed-units",
     ),
@@ -320,6 +379,11 @@ BAD = [
         "user,item,timestamp\n1,5,1\n1,six,2\n1,7,3\n1,8,4\n",
         r"row 2 \(line 3\), column 'item': 'six' is no whole number.*--ids text", {"item: mixed types": 1},
         id="mixed-types",
+    ),
+    pytest.param(
+        f"user,item,timestamp\n1,5,1\n1,{2**64},2\n1,7,3\n1,8,4\n",
+        r"row 2 \(line 3\), column 'item': '18446744073709551616' is beyond 64 bits \(use --ids text",
+        {"item: too large": 1}, id="beyond-64-bits",
     ),
     pytest.param(
         "user,item,timestamp\nu,a,1\nu,b\nu,c,3,9\nu,d,4\nu,e,5\n",
@@ -490,6 +554,12 @@ def test_an_id_with_a_zero_byte_is_refused(suffix: str, tmp_path: Path) -> None:
         Interactions.read(path, time_column=None).prepare()
 
 
+def test_a_column_of_lists_is_told_by_its_own_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({**COLUMNS, "stars": [[1.0]] * len(EVENTS)}), tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=r"log\.parquet, column 'stars' holds array<float64>; it has to hold numbers"):
+        Interactions.read(tmp_path / "log.parquet", rating_column="stars")
+
+
 def test_a_file_that_is_no_duckdb_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log\.csv is no DuckDB file"):
         Interactions.read(as_csv(tmp_path), "duckdb")
@@ -584,8 +654,14 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
             {"user": [1.0, None, 3.0], "item": [1, 2, 3], "timestamp": [1, 2, 3]},
             "row 2, column 'user': the value is missing",
         ),
-        ({"user": [True, False, True], "item": [1, 2, 3], "timestamp": [1, 2, 3]}, "holds boolean"),
-        ({"user": [1, 2, 3], "item": [1, 2, 3], "timestamp": [True, False, True]}, "holds boolean"),
+        (
+            {"user": [True, False, True], "item": [1, 2, 3], "timestamp": [1, 2, 3]},
+            "table, column 'user' holds boolean; it has to hold whole numbers or text",
+        ),
+        (
+            {"user": [1, 2, 3], "item": [1, 2, 3], "timestamp": [True, False, True]},
+            "table, column 'timestamp' holds boolean; it has to hold Unix numbers",
+        ),
         ({"user": [1, 2, 3], "timestamp": [1, 2, 3]}, "no column 'item'"),
     ],
 )
