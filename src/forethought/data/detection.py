@@ -34,6 +34,8 @@ def locate(path: Path, name: str = "auto") -> tuple[Format, list[Path]]:
         raise DataError(f"There is no format {name!r}; choose auto, {', '.join(FORMATS)}.")
     if not path.exists():
         raise DataError(f"{path} does not exist.")
+    if not path.is_dir() and not path.is_file():  # what flows is read once, and a log several times
+        raise DataError(f"{path} is no regular file; save the log to one first.")
     if path.is_dir():
         found, file = _in_folder(path, name)
     else:
