@@ -527,6 +527,116 @@ def test_half_a_character_in_an_id_is_malformed(tmp_path: Path) -> None:
         assert sequences_of(kept.prepare()) == {"u": ["\U0001f600", "b", "c"]}
 
 
+@pytest.mark.parametrize("odd", [{"$oid": "x"}, ["x"], True])
+@pytest.mark.parametrize("python", [False, True], ids=["json", "python"])
+def test_ids_of_json_are_text_or_numbers(odd: Any, python: bool, tmp_path: Path) -> None:
+    records = [{"user": u, "item": i, "timestamp": t} for u, i, t in EVENTS]
+    records[1:1] = [{"user": "u1", "item": odd, "timestamp": 1}]
+    records += [{"user": "[u5]", "item": "true", "timestamp": 1}]  # text that looks like it
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(repr(record) if python else json.dumps(record) for record in records))
+    with pytest.raises(DataError, match=r"log\.jsonl, line 2, column 'item': .* is no id, which is text or a number"):
+        Interactions.read(path)
+    kept = Interactions.read(path, on_error="drop")
+    assert kept.dropped == {"an id that is no text or number": 1}
+    assert sequences_of(kept.prepare()) == {**SEQUENCES, "[u5]": ["true"]}
+
+
+@pytest.mark.parametrize("python", [False, True], ids=["json", "python"])
+def test_what_the_first_event_lacks_is_read_of_the_others(python: bool, tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [{"user": u, "item": i, "timestamp": t} for u, i, t in EVENTS]
+    records.insert(0, {"user": "u1", "timestamp": 1})
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(repr(record) if python else json.dumps(record) for record in records))
+    with pytest.raises(DataError, match=r"row 1 \(line 1\), column 'item': the value is missing"):
+        Interactions.read(path)
+    kept = Interactions.read(path, on_error="drop")
+    assert kept.dropped == {"item: missing": 1}
+    assert sequences_of(kept.prepare()) == SEQUENCES
+
+
+def test_parts_of_other_types_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"user": [1, 1], "item": [1, 2], "timestamp": [1, 2]})
+    for name, kind, said in (
+        ("item", pa.float64(), "'item' holds double and in a.parquet int64"),
+        ("item", pa.string(), "'item' holds string and in a.parquet int64"),
+        ("timestamp", pa.timestamp("s"), r"'timestamp' holds timestamp\[ms\] and in a.parquet int64"),
+        ("item", pa.int32(), None),
+    ):
+        other = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+        for file, part in (("a", table), ("b", other)):
+            pq.write_table(part, tmp_path / f"{file}.parquet")
+        if said is None:
+            assert len(Interactions.read(tmp_path)) == 4
+        else:
+            with pytest.raises(DataError, match=rf"b\.parquet, column {said}; write all parts with the same types"):
+                Interactions.read(tmp_path)
+    texts = table.set_column(1, "item", pa.array(["1", "2"]))
+    for file, kind in (("a", pa.large_string()), ("b", pa.dictionary(pa.int32(), pa.string()))):
+        pq.write_table(texts.set_column(1, "item", texts["item"].cast(kind)), tmp_path / f"{file}.parquet")
+    assert len(Interactions.read(tmp_path)) == 4
+
+
+HEAD = b"user,item,timestamp\n"
+
+
+@pytest.mark.parametrize("on_error", ["fail", "drop"])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (HEAD + b"u,a,1\nu,b,2\r\nu,c,3\n", "line 3 ends in CR LF and line 1 in LF"),
+        (HEAD + b'u,"a\nb",1\nu,b,2\ru,c,3\n', "line 4 ends in CR and line 1 in LF"),
+        ((HEAD + b"u,a,1\nu,b,2\n").replace(b"\n", b"\r\r\n"), "line 1 ends in CR CR LF"),
+    ],
+)
+def test_lines_that_end_in_several_ways(content: bytes, sentence: str, on_error: Any, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"log\.csv, {sentence}.*; end all lines in LF or CR LF"):
+        Interactions.read(path, on_error=on_error)
+
+
+def test_a_quoted_field_may_hold_any_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(HEAD.replace(b"\n", b"\r\n") + b'u,"a\rb",1\r\nu,"a\nb",2\r\nu,c,3\r\n')
+    assert sequences_of(Interactions.read(path).prepare()) == {"u": ["a\rb", "a\nb", "c"]}
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_line_beyond_what_is_read_is_long_and_opens_no_quote(quote: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"user,item,timestamp\nu,a,1\nu,{quote}{'x' * 3_000_000}{quote},2\nu,b,3\n")
+    with pytest.raises(DataError, match=r"line 3 is longer than 2,000,000 bytes; shorten it or use --on-error drop"):
+        Interactions.read(path)
+    assert Interactions.read(path, on_error="drop").dropped == {"malformed line": 1}
+
+
+def test_what_cannot_help_is_not_advised(tmp_path: Path) -> None:
+    for path in (as_parquet(tmp_path), as_duckdb(tmp_path)):
+        content = bytearray(path.read_bytes())
+        for place in (4, 12_288):
+            content[place : place + 60] = bytes(255 - byte for byte in content[place : place + 60])
+        if path.suffix == ".duckdb":
+            content[8:12] = b"DUCK"
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"cannot be read: .*; mend the file, or fetch or write it again\.$"):
+            Interactions.read(path)
+
+
+def test_text_may_be_called_gz(tmp_path: Path) -> None:
+    for path in (as_csv(tmp_path), as_json_lines(tmp_path)):
+        packed = path.rename(path.with_name(path.name + ".gz"))
+        assert sequences_of(Interactions.read(packed).prepare()) == SEQUENCES
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is no regular file; save the log to one first"):
+        Interactions.read(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is no regular file; --items needs"):
+        Interactions.read(as_csv(tmp_path), items=tmp_path / "pipe").prepare()
+
+
 def test_columns_that_differ_in_case_alone(tmp_path: Path) -> None:
     rows = [("X", *event) for event in EVENTS]
     path = write_csv(tmp_path / "log.csv", rows, "User,user,item,timestamp")
@@ -611,6 +721,12 @@ def test_arguments_of_prepare_that_do_not_fit(options: dict[str, Any], sentence:
     with pytest.raises(DataError, match=sentence):
         Interactions.from_table(pa.table(COLUMNS)).prepare(**options)
     assert Interactions.from_table(pa.table(COLUMNS)).prepare(k_core=np.int64(2), seed=np.int32(3)).num_users
+
+
+def test_a_log_of_one_moment_has_no_time_to_cut_at() -> None:
+    table = pa.table({**COLUMNS, "timestamp": [7] * len(EVENTS)})
+    with pytest.raises(DataError, match="global-time needs times, and all of these are equal; choose another --split"):
+        Interactions.from_table(table).prepare(split="global-time")
 
 
 def test_places_that_are_no_log(tmp_path: Path) -> None:
@@ -743,6 +859,33 @@ def test_an_item_of_which_nothing_but_the_id_is_told_is_not_described(tmp_path: 
     items.write_text("item,title,genres\na,Alpha,\nb,,x|y\nc,,\nd, ,\n")
     report = Interactions.read(as_csv(tmp_path), items=items).prepare().manifest["provenance"]["items"]
     assert report == {"source": str(items), "described": 2, "not_described": 3}
+
+
+@pytest.mark.parametrize("odd", ["b,Beta, the second,y|z", "b,Beta"])
+def test_an_item_of_more_or_fewer_fields_is_refused(odd: str, tmp_path: Path) -> None:
+    items = tmp_path / "things.csv"
+    items.write_text(f'item,title,genres\na,"Alpha,\nthe first",x\n{odd}\n')
+    with pytest.raises(DataError, match=r"things\.csv, line 4 has . fields where there are 3 columns; put text .* ','"):
+        Interactions.read(as_csv(tmp_path), items=items).prepare()
+
+
+def test_nulls_and_bytes_of_an_item_are_no_text(tmp_path: Path) -> None:
+    items = {"id": ["a", "b"], "title": [b"Alpha", b"caf\xe9"], "text": [["long", None], [None]]}
+    table = pa.table({**items, "categories": [["x", None], [None]]})
+    catalog = Interactions.read(as_csv(tmp_path), items=table).prepare().catalog
+    assert [catalog.title(1), catalog.title(2)] == ["Alpha", "caf\ufffd"]
+    assert [catalog.categories(1), catalog.categories(2)] == [["x"], []]
+    assert catalog.table["text"].to_pylist()[:2] == ["long", None]
+
+
+def test_a_damaged_item_file_is_told_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "things.parquet"
+    pq.write_table(pa.table({"id": ["a"] * 5000, "title": [f"title {row}" for row in range(5000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:2000] = bytes(255 - byte for byte in content[4:2000])
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"things\.parquet is (a damaged|not a readable) Parquet file"):
+        Interactions.read(as_csv(tmp_path), items=path).prepare()
 
 
 @pytest.mark.parametrize("broken", ['b,"Beta\n', 'b,"Beta\n\nc,"Gamma"\n', 'b,"Be"ta\n'])

@@ -17,10 +17,11 @@ from forethought.data.bundled import bundled_path
 from forethought.data.cleaning import Duplicates, Rules, clean, order_of
 from forethought.data.dataset import Dataset, check_place
 from forethought.data.detection import item_file, locate
+from forethought.data.explaining import explained
 from forethought.data.files import header, refuse_twice, require
 from forethought.data.items import ItemSource, describe
 from forethought.data.layout import lay_out
-from forethought.data.reading import Staged, explained, stage
+from forethought.data.reading import Staged, stage
 from forethought.data.splitting import SPLITS, Split
 from forethought.data.validation import Ids, OnError, canonical
 from forethought.data.workspace import Workspace
