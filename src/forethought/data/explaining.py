@@ -41,6 +41,7 @@ def explained(workspace: Workspace, path: Path, table: Table) -> Iterator[None]:
 
 
 def unclosed(where: str) -> str:
+    """The sentence on a quote that is not closed; ``where`` is the file and the line."""
     return (
         f"{where} opens a quote that is not closed at the end of its field; "
         "remove it, or double it where it belongs to the text."
