@@ -74,6 +74,11 @@ def test_what_replace_may_not_touch(tmp_path: Path, capsys: Printed) -> None:
     assert main(["data", "prepare", str(tmp_path / "no.csv"), "--out", str(foreign), "--replace"]) == 2
     assert f"{foreign} is neither an empty folder nor a prepared data folder" in capsys.readouterr().err
     assert (foreign / "thesis.txt").read_text() == "mine"
+    out = tmp_path / "out"
+    assert main(["data", "prepare", str(write_csv(tmp_path / "log.csv")), "--out", str(out), "--quiet"]) == 0
+    log = write_csv(out / "log.csv")
+    assert main(["data", "prepare", str(log), "--out", str(out), "--replace"]) == 2
+    assert f"{out} holds {log}, which is read, so it is not replaced" in capsys.readouterr().err
 
 
 def test_cuts_go_with_global_time(tmp_path: Path, capsys: Printed) -> None:
@@ -144,6 +149,9 @@ def test_check(tmp_path: Path, capsys: Printed) -> None:
     assert main(["data", "prepare", str(log), "--out", str(tmp_path / "out"), "--quiet"]) == 0
     assert main(["data", "check", str(tmp_path / "out"), "--quiet"]) == 0
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
+    capsys.readouterr()
+    assert main(["data", "check", str(log), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["events"] == 12
 
 
 def test_download(tmp_path: Path, capsys: Printed) -> None:
@@ -161,6 +169,8 @@ def test_download(tmp_path: Path, capsys: Printed) -> None:
         server.shutdown()
     printed = capsys.readouterr().out
     assert f"next: forethought data prepare {tmp_path / 'got'} --out DIR" in printed
+    words = ["data", "download", "mine", "--path", str(log), "--accept-unverified", "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "nowhere" / ".." / "beside")]) == 0
     assert (tmp_path / "got" / "log.csv").read_bytes() == log.read_bytes()
 
 

@@ -88,6 +88,17 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def flip(file: Path, old: bytes, new: bytes) -> None:
+    assert old in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(old, new))
+
+
+def broken_ids(folder: Path) -> None:
+    items = pq.read_table(folder / "items.parquet")
+    ids = pa.array([b"\xff", b"b", b"c", b"d", b"e"])
+    pq.write_table(items.set_column(0, "id", ids.view(pa.string())), folder / "items.parquet")
+
+
 def change(**entries: object) -> Callable[[Path], None]:
     def rewrite(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -151,6 +162,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a catalogue": (lambda folder: cut(folder / "items.parquet"), "items.parquet cannot be read"),
     "no users": (lambda folder: (folder / "users.parquet").unlink(), "damaged"),
     "half the users": (lambda folder: cut(folder / "users.parquet"), "damaged"),
+    "a header with a bracket that is not closed": (
+        lambda folder: flip(folder / "times.npy", b"(12,)", b"(12,("), r"damaged \((TokenError|SyntaxError)"
+    ),
+    "ids that are no text": (broken_ids, r"damaged \(UnicodeDecodeError"),
     "a catalogue without ids": (
         lambda folder: pq.write_table(pa.table({"x": [1]}), folder / "items.parquet"), "needs a column 'id'"
     ),
@@ -162,7 +177,7 @@ def test_damage_is_refused_with_a_sentence(what: str, prepared: Dataset) -> None
     harm, sentence = DAMAGE[what]
     harm(folder_of(prepared))
     with pytest.raises(DataError, match=sentence) as refusal:
-        Dataset.open(folder_of(prepared))
+        Dataset.open(folder_of(prepared), verify=True)
     assert "\n" not in str(refusal.value)
 
 
@@ -205,6 +220,26 @@ def test_only_an_empty_folder_or_a_prepared_one_is_replaced(
     empty = tmp_path / "empty"
     empty.mkdir()
     assert prepared.save(empty, replace=True).fingerprint == prepared.fingerprint
+
+
+def test_a_folder_does_not_go_with_the_log_that_it_is_made_of(prepared: Dataset, tmp_path: Path) -> None:
+    out = folder_of(prepared)
+    log, items = write_csv(out / "log.csv"), out / "things.csv"
+    items.write_text("id,title\na,Alpha\n")
+    for interactions, held in (
+        (Interactions.read(log), log),
+        (Interactions.read(tmp_path / "log.csv", items=items), items),
+    ):
+        with pytest.raises(ArtefactError, match=rf"out holds {held}, which is read, so it is not replaced"):
+            interactions.prepare(out, replace=True)
+    assert log.is_file()
+    assert items.is_file()
+
+
+def test_a_path_through_a_folder_that_is_not_there(prepared: Dataset, tmp_path: Path) -> None:
+    made = prepared.save(tmp_path / "nowhere" / ".." / "again")
+    assert made.path == tmp_path / "again"
+    assert made.fingerprint == prepared.fingerprint
 
 
 def test_the_folder_this_runs_in_is_not_replaced(

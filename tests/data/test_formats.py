@@ -234,6 +234,29 @@ def test_ids_in_lines_may_hold_quotes_and_other_white_space(layout: str, tmp_pat
     assert sequences_of(Interactions.read(tmp_path / "log.txt", layout).prepare()) == {"u\u00a0v": items}
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("user item timestamp\nada lamp 7\n", "begins with 'user item timestamp', which are names of columns"),
+        ("User_id  itemId\nada lamp\n", "begins with 'User_id itemId', which are names of columns"),
+        ("ada lamp 1700000000\nbob lamp 1700000001\n", "has lines such as 'ada lamp 1700000000', which end in a time"),
+        ("1 10 5 1700000000000\n2 10 4 1700000001000\n", "has lines .*, which end in a time"),
+    ],
+)
+def test_columns_parted_by_spaces_are_no_sequences(content: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"log\.txt is parted by spaces and {sentence}.*--format user-item"):
+        Interactions.read(path)
+    assert len(Interactions.read(path, "user-sequence", ids="text")) > 1
+
+
+def test_a_header_with_colons_is_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,timestamp,a::b\nu,x,1,2\nu,y,2,3\n")
+    assert Interactions.read(path).provenance["reader"] == "csv"
+
+
 def test_user_sequence_lines(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("ann 5 3 4\r\nbob   9 8 7\r\n\r\nann 6\n")
     interactions = Interactions.read(tmp_path / "log.txt")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,10 @@ def test_column_names_times_and_more_columns(tmp_path: Path) -> None:
         ("2020-01-01", 1577836800000),
         ("2020-01-01 00:00:00.25", 1577836800250),
         ("2020-01-01T01:00:00+01:00", 1577836800000),
+        ("2020-01-01 01:00:00+01", 1577836800000),
+        ("2019-12-31T08:01:00-1559", 1577836800000),
+        ("2020-01-01 00:00:00 UTC", 1577836800000),
+        ("2020-01-01 00:00:00 ", 1577836800000),
         ("1969-12-31T23:59:58.500Z", -1500),
         ("-1.5", -1500),
     ],
@@ -217,6 +222,54 @@ def test_typed_times(kind: pa.DataType) -> None:
     dataset = Interactions.from_table(pa.table({"user": [1] * 3, "item": [1, 2, 3], "timestamp": times})).prepare()
     assert dataset.sequences.times is not None
     assert set(dataset.sequences.times.tolist()) == {1577836800000}
+
+
+def test_a_time_with_a_zone_leaves_the_others_in_utc(tmp_path: Path) -> None:
+    times = ["2020-01-01 12:00:00+05:00", "2020-01-01 08:00:00", "2020-01-01 09:00:00Z", "2020-01-01"]
+    for order in (times, times[::-1]):
+        rows = [("u", item, time) for item, time in zip("abcd", order, strict=True)]
+        interactions = Interactions.read(write_csv(tmp_path / "log.csv", rows))
+        found = interactions.table.time.to_pyarrow().to_pylist()
+        assert dict(zip(order, found, strict=True)) == dict(
+            zip(times, [1577862000000, 1577865600000, 1577869200000, 1577836800000], strict=True)
+        )
+
+
+@pytest.mark.parametrize("kind", ["TIMESTAMP", "TIMESTAMPTZ", "DATE"])
+def test_a_time_that_is_infinite_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.duckdb"
+    times = ", ".join(f"('u', 'a', '{time}'::{kind})" for time in ("2020-01-01", "infinity", "2020-01-02"))
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(f'CREATE TABLE log AS SELECT * FROM (VALUES {times}) AS log(user, item, "timestamp")')
+    with pytest.raises(DataError, match=r"row 2, column 'timestamp': 'infinity' is beyond the times that can be kept"):
+        Interactions.read(path)
+    kept = Interactions.read(path, on_error="drop")
+    assert kept.dropped == {"time: unparsable time": 1}
+    assert len(kept) == 2
+
+
+def test_decimal_ids_are_whole_numbers() -> None:
+    def read(numbers: list[str], kind: pa.DataType, **options: Any) -> Any:
+        users = pa.array([Decimal(number) for number in numbers], kind)
+        table = pa.table({"user": users, "item": ["a"] * len(numbers)})
+        interactions = Interactions.from_table(table, time_column=None, **options)
+        return interactions.table.user.to_pyarrow()
+
+    for kind in (pa.decimal128(12, 2), pa.decimal128(38, 0)):
+        assert read(["1", "20", "3"], kind).equals(pa.chunked_array([[1, 20, 3]]))
+        assert read(["1", "20", "3"], kind, ids="text").to_pylist() == ["1", "20", "3"]
+        with pytest.raises(DataError, match=r"row 2, column 'user': the id -1 is negative"):
+            read(["1", "-1", "3"], kind)
+    with pytest.raises(DataError, match=r"row 2, column 'user': '1\.50' is no whole number"):
+        read(["1", "1.5", "3"], pa.decimal128(12, 2))
+    huge = ["1", str(2**64)]
+    with pytest.raises(DataError, match=rf"row 2, column 'user': '{2**64}' is beyond 64 bits \(use --ids text"):
+        read(huge, pa.decimal128(38, 0))
+    assert read(huge, pa.decimal128(38, 0), ids="text").to_pylist() == huge
+    table = pa.table({"user": pa.array([1, 2**64 - 1], pa.uint64()), "item": ["a", "b"]})
+    with pytest.raises(DataError, match=r"is beyond 64 bits \(use --ids text"):
+        Interactions.from_table(table, time_column=None)
+    assert len(Interactions.from_table(table, time_column=None, ids="text")) == 2
 
 
 def test_without_times_the_order_of_the_file_stands(tmp_path: Path) -> None:
@@ -304,6 +357,12 @@ BAD = [
         r"row 3 \(line 4\), column 'timestamp': '2020-13-01' is no time", {"time: unparsable time": 1}, id="iso-time",
     ),
     pytest.param(
+        "user,item,timestamp\nu,a,2020-01-01 12:00:00Z\nu,b,2020-01-01 12:00:00 EST\nu,c,2020-01-01 12:00:00+16:00\n"
+        "u,d,2020-01-01 12:00:00\nu,e,2020-01-01 13:00:00\n",
+        r"row 2 \(line 3\), column 'timestamp': '2020-01-01 12:00:00 EST' is no time; .* \(1 more like it\)",
+        {"time: unparsable time": 2}, id="named-zone",
+    ),
+    pytest.param(
         "user,item,timestamp\nu,a,1577836800\nu,b,1577836800000\nu,c,1577836801\nu,d,1577836802\n",
         r"row 2 .*'1577836800000' is not in seconds", {"time: mixed time units": 1}, id="mixed-units",
     ),
@@ -320,6 +379,11 @@ BAD = [
         "user,item,timestamp\n1,5,1\n1,six,2\n1,7,3\n1,8,4\n",
         r"row 2 \(line 3\), column 'item': 'six' is no whole number.*--ids text", {"item: mixed types": 1},
         id="mixed-types",
+    ),
+    pytest.param(
+        f"user,item,timestamp\n1,5,1\n1,{2**64},2\n1,7,3\n1,8,4\n",
+        r"row 2 \(line 3\), column 'item': '18446744073709551616' is beyond 64 bits \(use --ids text",
+        {"item: too large": 1}, id="beyond-64-bits",
     ),
     pytest.param(
         "user,item,timestamp\nu,a,1\nu,b\nu,c,3,9\nu,d,4\nu,e,5\n",
@@ -463,6 +527,116 @@ def test_half_a_character_in_an_id_is_malformed(tmp_path: Path) -> None:
         assert sequences_of(kept.prepare()) == {"u": ["\U0001f600", "b", "c"]}
 
 
+@pytest.mark.parametrize("odd", [{"$oid": "x"}, ["x"], True])
+@pytest.mark.parametrize("python", [False, True], ids=["json", "python"])
+def test_ids_of_json_are_text_or_numbers(odd: Any, python: bool, tmp_path: Path) -> None:
+    records = [{"user": u, "item": i, "timestamp": t} for u, i, t in EVENTS]
+    records[1:1] = [{"user": "u1", "item": odd, "timestamp": 1}]
+    records += [{"user": "[u5]", "item": "true", "timestamp": 1}]  # text that looks like it
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(repr(record) if python else json.dumps(record) for record in records))
+    with pytest.raises(DataError, match=r"log\.jsonl, line 2, column 'item': .* is no id, which is text or a number"):
+        Interactions.read(path)
+    kept = Interactions.read(path, on_error="drop")
+    assert kept.dropped == {"an id that is no text or number": 1}
+    assert sequences_of(kept.prepare()) == {**SEQUENCES, "[u5]": ["true"]}
+
+
+@pytest.mark.parametrize("python", [False, True], ids=["json", "python"])
+def test_what_the_first_event_lacks_is_read_of_the_others(python: bool, tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [{"user": u, "item": i, "timestamp": t} for u, i, t in EVENTS]
+    records.insert(0, {"user": "u1", "timestamp": 1})
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(repr(record) if python else json.dumps(record) for record in records))
+    with pytest.raises(DataError, match=r"row 1 \(line 1\), column 'item': the value is missing"):
+        Interactions.read(path)
+    kept = Interactions.read(path, on_error="drop")
+    assert kept.dropped == {"item: missing": 1}
+    assert sequences_of(kept.prepare()) == SEQUENCES
+
+
+def test_parts_of_other_types_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"user": [1, 1], "item": [1, 2], "timestamp": [1, 2]})
+    for name, kind, said in (
+        ("item", pa.float64(), "'item' holds double and in a.parquet int64"),
+        ("item", pa.string(), "'item' holds string and in a.parquet int64"),
+        ("timestamp", pa.timestamp("s"), r"'timestamp' holds timestamp\[ms\] and in a.parquet int64"),
+        ("item", pa.int32(), None),
+    ):
+        other = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+        for file, part in (("a", table), ("b", other)):
+            pq.write_table(part, tmp_path / f"{file}.parquet")
+        if said is None:
+            assert len(Interactions.read(tmp_path)) == 4
+        else:
+            with pytest.raises(DataError, match=rf"b\.parquet, column {said}; write all parts with the same types"):
+                Interactions.read(tmp_path)
+    texts = table.set_column(1, "item", pa.array(["1", "2"]))
+    for file, kind in (("a", pa.large_string()), ("b", pa.dictionary(pa.int32(), pa.string()))):
+        pq.write_table(texts.set_column(1, "item", texts["item"].cast(kind)), tmp_path / f"{file}.parquet")
+    assert len(Interactions.read(tmp_path)) == 4
+
+
+HEAD = b"user,item,timestamp\n"
+
+
+@pytest.mark.parametrize("on_error", ["fail", "drop"])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (HEAD + b"u,a,1\nu,b,2\r\nu,c,3\n", "line 3 ends in CR LF and line 1 in LF"),
+        (HEAD + b'u,"a\nb",1\nu,b,2\ru,c,3\n', "line 4 ends in CR and line 1 in LF"),
+        ((HEAD + b"u,a,1\nu,b,2\n").replace(b"\n", b"\r\r\n"), "line 1 ends in CR CR LF"),
+    ],
+)
+def test_lines_that_end_in_several_ways(content: bytes, sentence: str, on_error: Any, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"log\.csv, {sentence}.*; end all lines in LF or CR LF"):
+        Interactions.read(path, on_error=on_error)
+
+
+def test_a_quoted_field_may_hold_any_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(HEAD.replace(b"\n", b"\r\n") + b'u,"a\rb",1\r\nu,"a\nb",2\r\nu,c,3\r\n')
+    assert sequences_of(Interactions.read(path).prepare()) == {"u": ["a\rb", "a\nb", "c"]}
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_line_beyond_what_is_read_is_long_and_opens_no_quote(quote: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"user,item,timestamp\nu,a,1\nu,{quote}{'x' * 3_000_000}{quote},2\nu,b,3\n")
+    with pytest.raises(DataError, match=r"line 3 is longer than 2,000,000 bytes; shorten it or use --on-error drop"):
+        Interactions.read(path)
+    assert Interactions.read(path, on_error="drop").dropped == {"malformed line": 1}
+
+
+def test_what_cannot_help_is_not_advised(tmp_path: Path) -> None:
+    for path in (as_parquet(tmp_path), as_duckdb(tmp_path)):
+        content = bytearray(path.read_bytes())
+        for place in (4, 12_288):
+            content[place : place + 60] = bytes(255 - byte for byte in content[place : place + 60])
+        if path.suffix == ".duckdb":
+            content[8:12] = b"DUCK"
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"cannot be read: .*; mend the file, or fetch or write it again\.$"):
+            Interactions.read(path)
+
+
+def test_text_may_be_called_gz(tmp_path: Path) -> None:
+    for path in (as_csv(tmp_path), as_json_lines(tmp_path)):
+        packed = path.rename(path.with_name(path.name + ".gz"))
+        assert sequences_of(Interactions.read(packed).prepare()) == SEQUENCES
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is no regular file; save the log to one first"):
+        Interactions.read(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is no regular file; --items needs"):
+        Interactions.read(as_csv(tmp_path), items=tmp_path / "pipe").prepare()
+
+
 def test_columns_that_differ_in_case_alone(tmp_path: Path) -> None:
     rows = [("X", *event) for event in EVENTS]
     path = write_csv(tmp_path / "log.csv", rows, "User,user,item,timestamp")
@@ -488,6 +662,12 @@ def test_an_id_with_a_zero_byte_is_refused(suffix: str, tmp_path: Path) -> None:
     write(path, index=False) if write else frame.to_json(path, orient="records", lines=True)
     with pytest.raises(DataError, match=r"The item id 'i\\x00z' holds a zero byte"):
         Interactions.read(path, time_column=None).prepare()
+
+
+def test_a_column_of_lists_is_told_by_its_own_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({**COLUMNS, "stars": [[1.0]] * len(EVENTS)}), tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=r"log\.parquet, column 'stars' holds array<float64>; it has to hold numbers"):
+        Interactions.read(tmp_path / "log.parquet", rating_column="stars")
 
 
 def test_a_file_that_is_no_duckdb_file(tmp_path: Path) -> None:
@@ -543,6 +723,12 @@ def test_arguments_of_prepare_that_do_not_fit(options: dict[str, Any], sentence:
     assert Interactions.from_table(pa.table(COLUMNS)).prepare(k_core=np.int64(2), seed=np.int32(3)).num_users
 
 
+def test_a_log_of_one_moment_has_no_time_to_cut_at() -> None:
+    table = pa.table({**COLUMNS, "timestamp": [7] * len(EVENTS)})
+    with pytest.raises(DataError, match="global-time needs times, and all of these are equal; choose another --split"):
+        Interactions.from_table(table).prepare(split="global-time")
+
+
 def test_places_that_are_no_log(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         Interactions.read(tmp_path / "nowhere.csv")
@@ -584,8 +770,14 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
             {"user": [1.0, None, 3.0], "item": [1, 2, 3], "timestamp": [1, 2, 3]},
             "row 2, column 'user': the value is missing",
         ),
-        ({"user": [True, False, True], "item": [1, 2, 3], "timestamp": [1, 2, 3]}, "holds boolean"),
-        ({"user": [1, 2, 3], "item": [1, 2, 3], "timestamp": [True, False, True]}, "holds boolean"),
+        (
+            {"user": [True, False, True], "item": [1, 2, 3], "timestamp": [1, 2, 3]},
+            "table, column 'user' holds boolean; it has to hold whole numbers or text",
+        ),
+        (
+            {"user": [1, 2, 3], "item": [1, 2, 3], "timestamp": [True, False, True]},
+            "table, column 'timestamp' holds boolean; it has to hold Unix numbers",
+        ),
         ({"user": [1, 2, 3], "timestamp": [1, 2, 3]}, "no column 'item'"),
     ],
 )
@@ -667,6 +859,33 @@ def test_an_item_of_which_nothing_but_the_id_is_told_is_not_described(tmp_path: 
     items.write_text("item,title,genres\na,Alpha,\nb,,x|y\nc,,\nd, ,\n")
     report = Interactions.read(as_csv(tmp_path), items=items).prepare().manifest["provenance"]["items"]
     assert report == {"source": str(items), "described": 2, "not_described": 3}
+
+
+@pytest.mark.parametrize("odd", ["b,Beta, the second,y|z", "b,Beta"])
+def test_an_item_of_more_or_fewer_fields_is_refused(odd: str, tmp_path: Path) -> None:
+    items = tmp_path / "things.csv"
+    items.write_text(f'item,title,genres\na,"Alpha,\nthe first",x\n{odd}\n')
+    with pytest.raises(DataError, match=r"things\.csv, line 4 has . fields where there are 3 columns; put text .* ','"):
+        Interactions.read(as_csv(tmp_path), items=items).prepare()
+
+
+def test_nulls_and_bytes_of_an_item_are_no_text(tmp_path: Path) -> None:
+    items = {"id": ["a", "b"], "title": [b"Alpha", b"caf\xe9"], "text": [["long", None], [None]]}
+    table = pa.table({**items, "categories": [["x", None], [None]]})
+    catalog = Interactions.read(as_csv(tmp_path), items=table).prepare().catalog
+    assert [catalog.title(1), catalog.title(2)] == ["Alpha", "caf\ufffd"]
+    assert [catalog.categories(1), catalog.categories(2)] == [["x"], []]
+    assert catalog.table["text"].to_pylist()[:2] == ["long", None]
+
+
+def test_a_damaged_item_file_is_told_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "things.parquet"
+    pq.write_table(pa.table({"id": ["a"] * 5000, "title": [f"title {row}" for row in range(5000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:2000] = bytes(255 - byte for byte in content[4:2000])
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"things\.parquet is (a damaged|not a readable) Parquet file"):
+        Interactions.read(as_csv(tmp_path), items=path).prepare()
 
 
 @pytest.mark.parametrize("broken", ['b,"Beta\n', 'b,"Beta\n\nc,"Gamma"\n', 'b,"Be"ta\n'])

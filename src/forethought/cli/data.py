@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ def _add_check(commands: Any, common: argparse.ArgumentParser) -> None:
         help="the data doctor: ties, duplicates, leaks, cold targets, popularity",
     )  # fmt: skip
     parser.add_argument("path", metavar="PATH", help="prepared folder, or a log as for 'data prepare'")
-    parser.add_argument("--json", metavar="FILE", help="write the report there too")
+    parser.add_argument("--json", metavar="FILE", help="write the report there too; - for standard output, alone")
     parser.add_argument("--figure", metavar="FILE", help="draw it (PNG, PDF or SVG, by its suffix)")
     _add_reading(parser)
     parser.add_argument("--split", choices=SPLITS, help="of a log; default: the split of the source, or leave-one-out")
@@ -182,7 +183,8 @@ def prepare(args: argparse.Namespace) -> None:
     """Read, clean, split and write a log; print what became of it."""
     from forethought.data.dataset import check_place
 
-    check_place(args.out, args.replace, "choose another folder or overwrite it with --replace")
+    advice = "choose another folder or overwrite it with --replace"
+    check_place(args.out, args.replace, advice, filter(None, (args.path, args.items)))
     with working(args.quiet, f"Preparing {args.path}") as say:
         say("reading")
         interactions = _read(args)
@@ -238,8 +240,11 @@ def check(args: argparse.Namespace) -> None:
             say("drawing")
             draw(report, dataset, args.figure)
     if args.json:
+        content = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+        if args.json == "-":
+            sys.stdout.write(content)
+            return
         with atomic_file(args.json) as scratch:
-            content = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
             scratch.write_text(content, encoding="utf-8")
     if args.figure:
         print(f"Figure: {args.figure}")
@@ -275,11 +280,11 @@ def download(args: argparse.Namespace) -> None:
             args.name, out, url=args.url, path=args.path, sha256=args.sha256, accept_unverified=args.accept_unverified,
             timeout=args.timeout, progress=tell,
         )  # fmt: skip
-    source = SOURCES.get(args.name)
-    print((folder / "SOURCE").read_text(encoding="utf-8"), end="")
+    source, made = SOURCES.get(args.name), Path(os.path.abspath(folder))  # a/../b is b though there is no a
+    print((made / "SOURCE").read_text(encoding="utf-8"), end="")
     reader = f" --format {source.reader}" if source else ""
     log = str(folder)
     if source is not None and source.items:
-        files = [file.name for file in folder.iterdir() if file.name != "SOURCE"]
+        files = [file.name for file in made.iterdir() if file.name != "SOURCE"]
         log, reader = "LOG", f"{reader} --items {folder / (files[0] if len(files) == 1 else 'FILE')}"
     print(f"next: forethought data prepare {log}{reader} --out DIR")

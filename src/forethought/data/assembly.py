@@ -90,5 +90,7 @@ def _split(
     if split == "global-time":
         if sequences.times is None:
             raise DataError("The split global-time needs times; name the time column with --time-column.")
+        if len(sequences.times) and sequences.times.min() == sequences.times.max():
+            raise DataError("The split global-time needs times, and all of these are equal; choose another --split.")
         return split, global_time(sequences.offsets, sequences.times, quantiles or CUTS)
     return "leave-one-out", leave_one_out(sequences.offsets, valid_users, seed)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import tokenize
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -198,7 +199,7 @@ class Dataset:
             manifest["fingerprint"] = self._digest()
             content = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
             (scratch / "manifest.json").write_text(content, encoding="utf-8")
-        return Dataset.open(path)
+        return Dataset.open(os.path.abspath(path))  # a/../b is b though there is no a
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any] | None] = {
@@ -269,15 +270,18 @@ class Dataset:
             split = [rule["protocol"] for rule in manifest.get("rules", []) if rule["rule"] == "split"]
             if told | dataset._counts() != told or split not in ([], [protocol]):
                 raise DataError(f"{path} is damaged (its manifest contradicts its arrays); prepare the data again.")
+            if verify and dataset._digest() != fingerprint:
+                raise DataError(
+                    f"{path} does not match its fingerprint; it was changed after it was made ({protocol}). "
+                    "Prepare it again."
+                )
         except DataError:
             raise
-        except (LookupError, TypeError, AttributeError, ValueError, OSError, EOFError, RecursionError) as error:
+        except (
+            LookupError, TypeError, AttributeError, ValueError, OSError, EOFError, RecursionError,
+            SyntaxError, tokenize.TokenError,  # of numpy, where an array's header is damaged
+        ) as error:  # fmt: skip
             raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); prepare the data again.") from error
-        if verify and dataset._digest() != fingerprint:
-            raise DataError(
-                f"{path} does not match its fingerprint; it was changed after it was made ({protocol}). "
-                "Prepare it again."
-            )
         return dataset
 
     @staticmethod
@@ -317,7 +321,10 @@ class Dataset:
 
 
 def check_place(
-    path: str | os.PathLike[str], replace: bool, advice: str = "choose another folder or remove it first"
+    path: str | os.PathLike[str],
+    replace: bool,
+    advice: str = "choose another folder or remove it first",
+    reads: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
     """Stop before the work is begun where a prepared folder has no place.
 
@@ -325,11 +332,13 @@ def check_place(
         path: the folder to make.
         replace: it may take the place of an empty folder or of a prepared one, and of nothing else.
         advice: what can be done where it exists and is not to be replaced.
+        reads: files and folders that are read for it, and so do not go with it.
 
     Raises:
         ArtefactError: the place is taken.
     """
     target = Path(os.path.abspath(path))
+    inside = [source for source in reads if Path(source).resolve().is_relative_to(target.resolve())]
     if not replace:
         refuse_existing(path, advice)
     elif target.exists() and Path.cwd().is_relative_to(target.resolve()):
@@ -339,6 +348,8 @@ def check_place(
             f"{path} is neither an empty folder nor a prepared data folder, so it is not replaced; "
             "choose another folder or remove it first."
         )
+    elif target.exists() and inside:
+        raise ArtefactError(f"{path} holds {inside[0]}, which is read, so it is not replaced; choose another folder.")
 
 
 def _may_go(path: Path) -> bool:

@@ -16,6 +16,7 @@ GENERIC = (
     "csv", "tsv", "parquet", "jsonl", "duckdb",
     "amazon-2018", "amazon-2018-ratings", "amazon-2023", "amazon-2023-ratings",
 )  # fmt: skip
+_UNIX_TIME = re.compile(r"[1-9]\d{8,9}(\.\d+|\d{3})?")  # in seconds or milliseconds, after 1973
 PARTS = (("user-split-train", "user-split-valid", "user-split-test"), ("train_data", "valid_data", "test_data"))
 
 
@@ -33,6 +34,8 @@ def locate(path: Path, name: str = "auto") -> tuple[Format, list[Path]]:
         raise DataError(f"There is no format {name!r}; choose auto, {', '.join(FORMATS)}.")
     if not path.exists():
         raise DataError(f"{path} does not exist.")
+    if not path.is_dir() and not path.is_file():  # what flows is read once, and a log several times
+        raise DataError(f"{path} is no regular file; save the log to one first.")
     if path.is_dir():
         found, file = _in_folder(path, name)
     else:
@@ -111,10 +114,11 @@ def _of_file(path: Path) -> Format:
         raise DataError(f"{path} is one JSON array; write each of its objects on a line of its own (JSON lines).")
     if first.lstrip().startswith("{"):
         return _by_signature(_keys(first), "jsonl")
-    if "::" in first:
-        return FORMATS["movielens-dat"]
     delimiter = find_delimiter(first)
+    if delimiter is None and "::" in first:
+        return FORMATS["movielens-dat"]
     if delimiter is None:
+        _refuse_columns(path, lines)
         pairs = all(len(line.split()) == 2 for line in lines)
         return FORMATS["user-item" if pairs else "user-sequence"]
     names = first.split(delimiter)
@@ -123,6 +127,22 @@ def _of_file(path: Path) -> Format:
     if path.match("ratings_*.csv*") and len(names) == 4 and names[3].strip().isdigit():
         return FORMATS["amazon-2014-ratings"]
     return _by_signature([name.strip('"') for name in names], "csv")
+
+
+def _refuse_columns(path: Path, lines: list[str]) -> None:
+    """Refuse what looks like columns parted by spaces, and would be read as sequences of items."""
+    rows = [line.split() for line in lines]
+    names = {name.lower().removesuffix("id").removesuffix("_") for name in rows[0]}
+    if {"user", "item"} <= names:
+        found = f"begins with {' '.join(rows[0][:20])!r}, which are names of columns"
+    elif all(len(row) in (3, 4) and _UNIX_TIME.fullmatch(row[-1]) for row in rows):
+        found = f"has lines such as {lines[0].strip()[:60]!r}, which end in a time"
+    else:
+        return
+    raise DataError(
+        f"{path} is parted by spaces and {found}; save it with a line of names and commas or tabs, or say with "
+        "--format user-item or --format user-sequence that all but the first of a line are items."
+    )
 
 
 def _keys(line: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from forethought.data.bundled import bundled_path
 from forethought.data.cleaning import Duplicates, Rules, clean, order_of
 from forethought.data.dataset import Dataset, check_place
 from forethought.data.detection import item_file, locate
+from forethought.data.explaining import explained
 from forethought.data.files import header, refuse_twice, require
 from forethought.data.items import ItemSource, describe
 from forethought.data.layout import lay_out
-from forethought.data.reading import Staged, explained, stage
+from forethought.data.reading import Staged, stage
 from forethought.data.splitting import SPLITS, Split
 from forethought.data.validation import Ids, OnError, canonical
 from forethought.data.workspace import Workspace
@@ -46,6 +47,7 @@ class Interactions:
         items: where titles, categories and text of the items are, or None.
         provenance: source, SHA-256, reader, columns and engine, for the manifest.
         dropped: rows left out while reading, by reason.
+        files: those of the log; none where it is a table.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Interactions:
         dropped: Mapping[str, int] | None = None,
         items: ItemSource | None = None,
         name: str = "interactions",
+        files: Sequence[Path] = (),
     ) -> None:
         self.table = table
         self.workspace = workspace
@@ -63,6 +66,7 @@ class Interactions:
         self.dropped = dict(dropped or {})
         self.items = items
         self.name = name
+        self.files = [Path(os.path.abspath(file)) for file in files]
 
     @classmethod
     def read(
@@ -145,7 +149,8 @@ class Interactions:
         if beside is not None:
             source = ItemSource(beside, form.item_table, form.item_columns)
         stem = Path(given.removeprefix("bundled:")).name.removesuffix(".gz")
-        return cls(table, workspace, provenance, dropped, source, Path(stem).stem if Path(given).is_file() else stem)
+        name = Path(stem).stem if Path(given).is_file() else stem
+        return cls(table, workspace, provenance, dropped, source, name, files)
 
     @classmethod
     def from_table(
@@ -251,7 +256,9 @@ class Interactions:
         if valid_users is not None:
             check_whole("valid_users", valid_users)
         if out is not None:
-            check_place(out, replace, "choose another folder or overwrite it with replace=True")
+            described = [] if self.items is None or not isinstance(self.items.source, Path) else [self.items.source]
+            advice = "choose another folder or overwrite it with replace=True"
+            check_place(out, replace, advice, [*self.files, *described])
         rules = Rules(min_rating, duplicates, k_core, min_length, max_length)
         order, tie_rule = order_of(self.table)
         say("cleaning")
@@ -261,9 +268,9 @@ class Interactions:
             say("sorting")
             laid = lay_out(table, order, self.workspace.folder)
         say("splitting")
-        described, item_report = describe(laid.items, self.items)
+        items, item_report = describe(laid.items, self.items)
         dataset = assemble(
-            laid.sequences, laid.users, described, split, seed=seed, quantiles=quantiles, valid_users=valid_users,
+            laid.sequences, laid.users, items, split, seed=seed, quantiles=quantiles, valid_users=valid_users,
             parts=laid.parts, name=name or self.name, tie_rule=tie_rule, rules=report,
             provenance=self._provenance(item_report, command), dropped=self.dropped, actions=laid.actions,
         )  # fmt: skip

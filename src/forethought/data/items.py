@@ -106,7 +106,7 @@ def _records(source: ItemSource) -> tuple[list[str], Iterable[Mapping[str, Any]]
         return source.source.column_names, source.source.to_pylist()
     path = source.source
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
+        found = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
         raise DataError(f"{path} {found}; --items needs a file with one row an item.")
     table = source.table or guess_table(path)
     if table.layout == "parquet":
@@ -115,7 +115,7 @@ def _records(source: ItemSource) -> tuple[list[str], Iterable[Mapping[str, Any]]
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
         refuse_twice(path, file.schema_arrow.names)
-        return file.schema_arrow.names, (row for batch in file.iter_batches() for row in batch.to_pylist())
+        return file.schema_arrow.names, _parquet_rows(path, file)
     if table.layout == "csv":
         names, delimiter = header(path, table)
         refuse_twice(path, names)
@@ -123,6 +123,15 @@ def _records(source: ItemSource) -> tuple[list[str], Iterable[Mapping[str, Any]]
     if table.layout == "jsonl":
         return list(dict.fromkeys(key for record in _objects(path) for key in record)), _objects(path)
     raise DataError(f"{path} is no item table; give CSV, TSV, Parquet or JSON lines.")
+
+
+def _parquet_rows(path: Path, file: pq.ParquetFile) -> Iterator[Mapping[str, Any]]:
+    try:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{path} is a damaged Parquet file ({reason}); fetch or write it again.") from error
 
 
 def _delimited(path: Path, table: Table, names: list[str], delimiter: str) -> Iterator[Mapping[str, Any]]:
@@ -140,9 +149,14 @@ def _delimited(path: Path, table: Table, names: list[str], delimiter: str) -> It
     try:
         with long_fields():
             for place, row in enumerate(rows):
+                if len(row) != len(names):
+                    advice = f"put text that holds {delimiter!r} in double quotes" if table.quoted else "mend it"
+                    raise DataError(
+                        f"{path}, line {begun[0]} has {len(row)} fields where there are {len(names)} columns; {advice}."
+                    )
                 begun.clear()
                 if place or table.names is not None:
-                    yield dict(zip(names, row, strict=False))
+                    yield dict(zip(names, row, strict=True))
     except csv.Error as error:
         raise DataError(
             f"{path}, line {begun[0]} cannot be read ({error}); close the quotes that are open, "
@@ -177,18 +191,23 @@ def _roles(source: ItemSource, names: list[str]) -> dict[str, str]:
 
 def _text(value: Any) -> str | None:
     if isinstance(value, (list, tuple)):
-        value = " ".join(str(part) for part in value)
-    return joined(str(value), "replace").strip() or None if value is not None else None
+        value = " ".join(_plain(part) for part in value if part is not None)
+    return _plain(value).strip() or None if value is not None else None
+
+
+def _plain(value: Any) -> str:
+    return joined(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value), "replace")
 
 
 def _categories(value: Any, spaced: bool = False) -> list[str]:
     """A list, a list of paths, or names parted by ``|``, a comma, or else by spaces where they are; each name once."""
     if value is None:
         return []
-    if isinstance(value, str):
+    if isinstance(value, (str, bytes)):
+        value = _plain(value)
         delimiter = "|" if "|" in value else " " if spaced and "," not in value else ","
         value = [] if value == "(no genres listed)" else value.split(delimiter)
     flat: list[str] = []
     for part in value if isinstance(value, (list, tuple)) else [value]:
-        flat.extend(_categories(part) if isinstance(part, (list, tuple)) else [joined(str(part), "replace").strip()])
+        flat.extend(_categories(part) if isinstance(part, (list, tuple)) else [_text(part) or ""])
     return [name for name in dict.fromkeys(flat) if name]

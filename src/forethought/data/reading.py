@@ -18,6 +18,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from forethought.data.explaining import unclosed
 from forethought.data.files import (
     head_lines,
     header,
@@ -37,7 +38,12 @@ from forethought.errors import DataError
 
 ROWS_AT_ONCE = 200_000
 _PAIRS = Table("csv", " ", ("user", "item"), quoted=False)
+_LOOKED_AT = 1000  # lines of JSON whose keys are the columns
 _PLAIN = "hive_partitioning = false"  # or a folder called item=7 would be a column
+_TEXT = f"{_PLAIN}, compression = 'uncompressed'"  # whatever the file's name: what is packed was unpacked
+_IDS = ("user", "item", "session")
+_DROP = "mend the file, or use --on-error drop to leave such rows out and count them"
+_NO_ID = "an id that is no text or number"
 _FIELD = re.compile(r"[^ \t\r\n\v\f]+")  # an id may hold other white space, such as a no-break space
 
 
@@ -99,27 +105,6 @@ def stage(
     return _stage_lines(workspace, paths, table, drop)
 
 
-@contextlib.contextmanager
-def explained(workspace: Workspace, path: Path, table: Table) -> Iterator[None]:
-    """Say in one sentence what is wrong with the file that is being read.
-
-    Raises:
-        DataError: the file is not what it should be.
-        ArtefactError: memory or the scratch folder ran out.
-    """
-    try:
-        yield
-    except duckdb.Error as error:
-        if workspace.ran_out(error):
-            with workspace.limits():
-                raise
-        if table.layout == "jsonl":
-            refuse_malformed_json(path)  # DuckDB's own line number may be one off
-        raise DataError(_sentence(path, error)) from error
-    except OSError as error:
-        raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
-
-
 def _select(columns: Mapping[str, str]) -> str:
     return ", ".join(f"{quoted(name)} AS {quoted(role)}" for role, name in columns.items())
 
@@ -154,7 +139,7 @@ def _stage_csv(workspace: Workspace, path: Path, table: Table, columns: Mapping[
     quote = '"' if table.quoted else ""
     rejects = ", ignore_errors = true, store_rejects = true" if drop else ""
     scan = (
-        f"read_csv({_file(file)}, {_PLAIN}, auto_detect = false, columns = {{{types}}}, "
+        f"read_csv({_file(file)}, {_TEXT}, auto_detect = false, columns = {{{types}}}, "
         f"header = {table.names is None}, delim = {_text(delimiter)}, quote = {_text(quote)}, "
         f"escape = {_text(quote)}, encoding = {_text(table.encoding)}{rejects})"
     )
@@ -186,7 +171,7 @@ def _rejected_lines(workspace: Workspace, path: Path, file: Path, table: Table, 
         with file.open(encoding=table.encoding, errors="replace") as text:
             for number, line in enumerate(text, 1):
                 if number in suspects and _ends_in_quotes(line, delimiter):
-                    raise DataError(_unclosed(f"{path}, line {number}"))
+                    raise DataError(unclosed(f"{path}, line {number}"))
     counts = workspace.sql(
         "SELECT unread, sum(lines)::BIGINT FROM (SELECT max(error_type = 'INVALID ENCODING') AS unread, "
         "max(1 + len(regexp_extract_all(trim(csv_line, chr(10) || chr(13)), '\\r\\n|\\r|\\n'))) AS lines "
@@ -204,66 +189,85 @@ def _ends_in_quotes(line: str, delimiter: str) -> bool:
     return False
 
 
-def _unclosed(where: str) -> str:
-    return (
-        f"{where} opens a quote that is not closed at the end of its field; "
-        "remove it, or double it where it belongs to the text."
-    )
-
-
 def filled_lines(path: Path) -> Iterator[int]:
     """The numbers, from 1, of lines that are not blank."""
     with opened(path) as file:
         yield from (number for number, line in enumerate(file, 1) if line.strip())
 
 
-def refuse_malformed_json(path: Path) -> None:
-    """Refuse the first line that is no JSON object."""
-    for number, line in numbered_lines(path):
-        reason: Exception | None = None
-        try:
-            record = json.loads(line)
-            json.dumps(record, ensure_ascii=False).encode()  # half a character is none
-        except (ValueError, RecursionError) as error:
-            record, reason = None, error
-        if not isinstance(record, dict):
-            said = f"{path}, line {number} is not a JSON object: {line[:60]!r}; mend it or use --on-error drop."
-            raise DataError(said) from reason
-
-
 def _stage_json(workspace: Workspace, path: Path, columns: Mapping[str, str], drop: bool) -> Staged:
-    first = head_lines(path, 1)[0]
-    if is_python_literal(first):
+    lines = head_lines(path, _LOOKED_AT)
+    if is_python_literal(lines[0]):
         return _stage_python(workspace, path, columns, drop)
     file = plain(path, workspace)
-    try:
-        keys = json.loads(first, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
-    except (ValueError, RecursionError):
-        keys = None
-    if not isinstance(keys, list) or not first.lstrip().startswith("{"):
+    keys = _json_keys(lines[0])
+    if keys is None:
         raise DataError(
-            f"{path} is not JSON lines: it begins with {first[:60]!r}; every line has to be one JSON object."
+            f"{path} is not JSON lines: it begins with {lines[0][:60]!r}; every line has to be one JSON object."
         )
     refuse_twice(path, keys)
-    require(path, keys, columns)
+    require(path, dict.fromkeys(key for line in lines for key in _json_keys(line) or ()), columns)
     names = list(dict.fromkeys(columns.values()))
-    objects = f"read_json_objects({_file(file)}, {_PLAIN}, format = 'newline_delimited', ignore_errors = true)"
+    objects = f"read_json_objects({_file(file)}, {_TEXT}, format = 'newline_delimited', ignore_errors = true)"
+    pointers = [_text("/" + columns[role].replace("~", "~0").replace("/", "~1")) for role in _IDS if role in columns]
+    odd = " OR ".join(f"json_type(json, {pointer}) IN ('OBJECT', 'ARRAY', 'BOOLEAN')" for pointer in pointers)
+    fits = f"coalesce(json_type(json) = 'OBJECT' AND NOT coalesce({odd}, false), false)"
     if drop:  # read_json would give rows of nulls for what is no object
         kinds = _text(json.dumps(dict.fromkeys(names, "VARCHAR"), ensure_ascii=False))
-        scan = f"(SELECT unnest(json_transform(json, {kinds})) FROM {objects} WHERE json_type(json) = 'OBJECT')"
+        scan = f"(SELECT unnest(json_transform(json, {kinds})) FROM {objects} WHERE {fits})"
     else:
         types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)
-        scan = f"read_json({_file(file)}, {_PLAIN}, format = 'newline_delimited', columns = {{{types}}})"
+        scan = f"read_json({_file(file)}, {_TEXT}, format = 'newline_delimited', columns = {{{types}}})"
 
     def rejected() -> dict[str, int]:
-        query = f"SELECT count(*) FROM {objects} WHERE json IS NULL OR json_type(json) <> 'OBJECT'"
-        lines = workspace.sql(query)[0][0] if drop else 0
-        return {"malformed line": int(lines)} if lines else {}
+        if not drop:
+            return {}
+        query = f"SELECT count(*), count(*) FILTER (json_type(json) = 'OBJECT') FROM {objects} WHERE NOT {fits}"
+        lines, odd_ids = workspace.sql(query)[0]
+        counts = {"malformed line": int(lines - odd_ids), _NO_ID: int(odd_ids)}
+        return {reason: count for reason, count in counts.items() if count}
 
     def line(row: int) -> int:
         return next(itertools.islice(filled_lines(file), row, None))
 
-    return Staged(_view(workspace, columns, scan), str(path), columns, line=line, rejected=rejected)
+    staged = Staged(_view(workspace, columns, scan), str(path), columns, line=line, rejected=rejected)
+    looks = " OR ".join(f"regexp_matches({quoted(role)}, '^([{{[]|true$|false$)')" for role in _IDS if role in columns)
+    if not drop and workspace.sql(f"SELECT 1 FROM raw WHERE {looks} LIMIT 1"):  # it may be text that looks so
+        _refuse_json_ids(path, columns)
+    return staged
+
+
+def _json_keys(line: str) -> list[str] | None:
+    """The keys of a JSON object, or None."""
+    try:
+        keys = json.loads(line, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
+    except (ValueError, RecursionError):
+        return None
+    return keys if isinstance(keys, list) and line.lstrip().startswith("{") else None
+
+
+def _refuse_json_ids(path: Path, columns: Mapping[str, str]) -> None:
+    """Refuse the first id that is an object, a list or a boolean."""
+    for number, line in numbered_lines(path):
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):  # DuckDB refuses that line when it reads it
+            record = json.loads(line)
+            if isinstance(record, dict):
+                _refuse_odd_id(path, number, record, columns)
+
+
+def _odd_id(record: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    """The first column whose value is an object, a list or a boolean where it has to be an id."""
+    names = (columns[role] for role in _IDS if role in columns)
+    return next((name for name in names if isinstance(record.get(name), (dict, list, tuple, set, bool))), None)
+
+
+def _refuse_odd_id(path: Path, number: int, record: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    name = _odd_id(record, columns)
+    if name is not None:
+        found = repr(record[name])[:60]
+        raise DataError(
+            f"{path}, line {number}, column {name!r}: {found} is no id, which is text or a number; {_DROP}."
+        )
 
 
 def _stage_parquet(workspace: Workspace, paths: list[Path], columns: Mapping[str, str]) -> Staged:
@@ -278,9 +282,29 @@ def _stage_parquet(workspace: Workspace, paths: list[Path], columns: Mapping[str
             alike = [other for other in names if other.lower() == name.lower()]
             if len(alike) > 1:  # DuckDB would take the first
                 raise DataError(f"{path} has columns that differ in case alone ({', '.join(alike)}); rename one.")
+    first = _kinds(paths[0], columns)
+    for path in paths[1:]:
+        for name, kind in _kinds(path, columns).items():
+            whole = pa.types.is_integer(kind) and pa.types.is_integer(first[name])
+            if kind != first[name] and not whole and not pa.types.is_null(kind):  # DuckDB would take the first file's
+                raise DataError(
+                    f"{path}, column {name!r} holds {kind} and in {paths[0].name} {first[name]}; "
+                    "write all parts with the same types."
+                )
     files = ", ".join(_file(path) for path in paths)
     source = paths[0] if len(paths) == 1 else paths[0].parent
     return Staged(_view(workspace, columns, f"read_parquet([{files}], {_PLAIN})"), str(source), columns)
+
+
+def _kinds(path: Path, columns: Mapping[str, str]) -> dict[str, pa.DataType]:
+    """The types of the columns in a Parquet file, of those that stand for text one alone."""
+    schema = pq.read_schema(path)
+    kinds: dict[str, pa.DataType] = {}
+    for name in columns.values():
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        kinds[name] = pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
+    return kinds
 
 
 def _stage_duckdb(workspace: Workspace, path: Path, columns: Mapping[str, str]) -> Staged:
@@ -303,7 +327,14 @@ def _stage_python(workspace: Workspace, path: Path, columns: Mapping[str, str], 
             try:
                 record = ast.literal_eval(line)
                 values = [record.get(name) for name in columns.values()]
+                if _odd_id(record, columns) is not None:
+                    if not drop:
+                        _refuse_odd_id(path, number, record, columns)
+                    dropped[_NO_ID] = dropped.get(_NO_ID, 0) + 1
+                    continue
                 yield (*(None if value is None else joined(str(value)) for value in values), number)
+            except DataError:
+                raise
             except (ValueError, SyntaxError, AttributeError, MemoryError, RecursionError) as error:
                 if not drop:
                     raise DataError(f"{path}, line {number} is no Python dict of text: {line[:60]!r}.") from error
@@ -311,11 +342,14 @@ def _stage_python(workspace: Workspace, path: Path, columns: Mapping[str, str], 
 
     dropped: dict[str, int] = {}
     try:
-        first = ast.literal_eval(head_lines(path, 1)[0])
-        names = list(first)
+        first, *others = head_lines(path, _LOOKED_AT)
+        names = list(ast.literal_eval(first))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise DataError(f"{path} is no file of Python dicts: its first line cannot be read as one.") from error
-    require(path, names, columns)
+    for other in others:
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            names.extend(ast.literal_eval(other))
+    require(path, dict.fromkeys(names), columns)
     return _stage_rows(workspace, path, rows(), [(role, pa.string()) for role in columns], columns, dropped)
 
 
@@ -386,20 +420,3 @@ def _stage_rows(
         return int(workspace.sql("SELECT line FROM raw WHERE rowid = ?", [row])[0][0])
 
     return Staged(workspace.table("raw").drop("line"), str(path), columns, line=line, rejected=lambda: dropped)
-
-
-def _sentence(path: Path, error: duckdb.Error) -> str:
-    """DuckDB's report as one sentence."""
-    said = str(error)
-    line = re.search(r"CSV Error on Line: (\d+)", said) or re.search(r"line (\d+)", said)
-    where = f"{path}, line {line.group(1)}" if line else str(path)
-    if re.search("unterminated quote|Maximum line size", said):
-        return _unclosed(where)
-    counts = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", said)
-    if counts:
-        expected, got = counts.groups()
-        return f"{where} has {got} fields where the header has {expected}; mend it or use --on-error drop."
-    said = re.sub(r"^[A-Z][A-Za-z ]+Error: (CSV Error on Line: \d+\s*)?", "", said)
-    lines = (part.strip() for part in said.splitlines())
-    reason = next((part for part in lines if part and not part.startswith("Original Line")), type(error).__name__)
-    return f"{where} cannot be read: {reason.rstrip('.:')}; mend it or use --on-error drop."

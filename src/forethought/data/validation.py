@@ -26,8 +26,19 @@ _UNITS = (
     ("microseconds", 1e17, 1e-3),
     ("nanoseconds", 1e20, 1e-6),
 )  # name, size where it ends, milliseconds
-_HOLDS = {"rating": "numbers", "time": "Unix numbers, ISO 8601 text or timestamps"}
-_ISO = r"^\d{4}-\d{2}-\d{2}"
+_IDS = "whole numbers or text"
+_HOLDS = {
+    "user": _IDS, "item": _IDS, "session": _IDS, "rating": "numbers",
+    "time": "Unix numbers, ISO 8601 text or timestamps",
+}  # fmt: skip
+# no other zone has a name here: DuckDB would read the later times that have none in the zone of an earlier row
+_ISO = (
+    r"^\d{4}-\d{2}-\d{2}(( +|T)\d{1,2}:[0-9:.]*"
+    r"(Z| UTC|[+-](0\d|1[0-5])(:?[0-5]\d){0,2})?)? *$"
+)
+_OFFSET = r":.*[+-]"
+_HUGE = r"^-?[1-9]\d{18,}$"
+_AS_TEXT = "(use --ids text to take all ids as text)"
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def canonical(
         DataError: a value does not fit, or no row is left.
     """
     table = staged.table
-    profile = _profile(table)
+    profile = _profile(staged)
     if not profile["rows"]:
         _refuse_all(staged, staged.rejected())
         raise DataError(f"{staged.source} holds no events; it needs at least one row.")
@@ -104,26 +115,36 @@ def _refuse_all(staged: Staged, dropped: Mapping[str, int]) -> None:
         raise DataError(f"{staged.source} has no usable row: all were dropped ({reasons}); mend the file.")
 
 
-def _profile(table: ir.Table) -> Profile:
-    """What the types of the columns are decided on and which checks can fail at all, in one pass."""
+def _profile(staged: Staged) -> Profile:
+    """What the types of the columns are decided on and which checks can fail at all, in one pass.
+
+    Raises:
+        DataError: a column holds values of a type that is none for its role.
+    """
+    table = staged.table
     wanted: dict[str, ir.Value] = {"rows": table.count()}
     for role in table.columns:
         column = table[role]
         if role in ("part", "row"):
             continue
+        kind = column.type()
+        identifies = role in ("user", "item", "session")
+        fits = role == "action" or kind.is_string() or kind.is_numeric() or (identifies and kind.is_uuid())
+        fits = fits or (role == "time" and (kind.is_timestamp() or kind.is_date()))
+        if not fits:
+            raise DataError(
+                f"{staged.source}, column {staged.columns[role]!r} holds {kind}; it has to hold {_HOLDS[role]}."
+            )
         wanted[f"{role} given"] = _given(column).sum()
-        if role in ("user", "item", "session"):
-            if column.type().is_string():
+        if identifies:
+            if kind.is_string():
                 wanted[f"{role} whole"] = _whole(column).sum()
                 wanted[f"{role} least"] = column.try_cast("int64").min()
-            elif column.type().is_numeric():
+            elif kind.is_numeric():
                 wanted[f"{role} least"] = column.min()
-        if role in ("rating", "time") and not (column.type().is_string() or column.type().is_numeric()):
-            if role == "rating" or not (column.type().is_timestamp() or column.type().is_date()):
-                raise DataError(f"Column {role!r} holds {column.type()}; it has to hold {_HOLDS[role]}.")
-        elif role == "rating":
+        if role == "rating":
             wanted["rating number"] = _finite(column, 1e30).notnull().sum()
-        elif role == "time":
+        elif role == "time" and (kind.is_string() or kind.is_numeric()):
             number = _finite(column)
             wanted["time number"] = number.notnull().sum()
             for (unit, _, _), inside in zip(_UNITS, _in_unit(number), strict=True):
@@ -183,26 +204,35 @@ def _identity(table: ir.Table, role: str, profile: Profile, ids: Ids) -> tuple[i
     column = table[role]
     kind = column.type()
     checks = _missing(table, role, profile)
-    if kind.is_uuid() or kind.is_decimal():
+    if kind.is_uuid():
         return column.cast("string"), checks
     if kind.is_string():
         whole, given = profile[f"{role} whole"], profile[f"{role} given"]
         if ids == "text" or 2 * whole < given:
             return column, checks
         if whole < given:
-            says = "{value} is no whole number although most ids here are (use --ids text to take all ids as text)"
+            huge = column.re_search(_HUGE).fill_null(False) & ~_whole(column)
+            checks.append(Check(role, "too large", huge, column, f"{{value}} is beyond 64 bits {_AS_TEXT}"))
+            says = f"{{value}} is no whole number although most ids here are {_AS_TEXT}"
             checks.append(Check(role, "mixed types", _given(column) & ~_whole(column), column, says))
     elif kind.is_floating():
         broken = _given(column) & (column.try_cast("int64").cast("float64") != column).fill_null(True)
         checks.append(Check(role, "mixed types", broken, column, "{value} is no whole number"))
-    elif not kind.is_integer():
-        raise DataError(f"Column {role!r} holds {kind}; ids have to be whole numbers or text.")
+    elif kind.is_decimal():
+        broken = (column % 1 != 0).fill_null(False)
+        checks.append(Check(role, "mixed types", broken, column.cast("string"), "{value} is no whole number"))
     number = column if kind.is_signed_integer() else column.try_cast("int64")
     if profile[f"{role} least"] < 0:
         says = "the id {value} is negative, which mostly marks a missing one"
         checks.append(Check(role, "negative", (number < 0).fill_null(False), number, says))
+    if ids == "text" and kind.is_decimal():
+        return column.cast("string").re_replace(r"\.0*$", ""), checks
+    if ids == "text" and kind.is_unsigned_integer():
+        return column.cast("string"), checks
     if not kind.is_string() and not kind.is_signed_integer():
-        checks.append(Check(role, "too large", _given(column) & number.isnull(), column, "{value} is beyond 64 bits"))
+        value = column.cast("string") if kind.is_decimal() else column
+        says = "{value} is beyond 64 bits" if ids == "text" else f"{{value}} is beyond 64 bits {_AS_TEXT}"
+        checks.append(Check(role, "too large", _given(column) & number.isnull(), value, says))
     number = number.cast("int64")
     return number.cast("string") if ids == "text" else number, checks
 
@@ -226,10 +256,11 @@ def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[
     kind = column.type()
     checks = _missing(table, role, profile)
     if kind.is_timestamp() or kind.is_date():
-        moment = column.try_cast("timestamp")
+        milliseconds = _milliseconds(column.try_cast("timestamp"))  # null where it is infinity
         says = "{value} is beyond the times that can be kept"
-        checks.append(Check(role, "unparsable time", _given(column) & moment.isnull(), column, says))
-        return _milliseconds(moment), checks
+        bad = _given(column) & milliseconds.isnull()
+        checks.append(Check(role, "unparsable time", bad, column.cast("string"), says))
+        return milliseconds, checks
     number = _finite(column)
     given, numbers = profile["time given"], profile["time number"]
     if kind.is_numeric() or 2 * numbers >= given:
@@ -244,8 +275,14 @@ def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[
         number = ibis.ifelse(_in_unit(number)[most], number, ibis.null("float64"))
         return (number * factor).round().cast("int64"), checks
     looks = column.re_search(_ISO).fill_null(False)
-    moment = ibis.ifelse(looks, column, ibis.null("string")).try_cast("timestamp('UTC')").cast("timestamp")
-    says = "{value} is no time; use Unix seconds, Unix milliseconds or ISO 8601 (2024-05-01T12:00:00Z)"
+    text = ibis.ifelse(looks, column, ibis.null("string"))
+    away = ibis.ifelse(text.re_search(_OFFSET), text, ibis.null("string"))
+    zoned, unzoned = away.try_cast("timestamp('UTC')").cast("timestamp"), text.try_cast("timestamp")
+    moment = ibis.ifelse(away.notnull(), zoned, unzoned)
+    says = (
+        "{value} is no time; use Unix seconds, Unix milliseconds or ISO 8601, in UTC (2024-05-01T12:00:00Z) or with an "
+        "offset (2024-05-01T14:00:00+02:00)"
+    )
     checks.append(Check(role, "unparsable time", _given(column) & moment.isnull(), column, says))
     return _milliseconds(moment), checks
 
