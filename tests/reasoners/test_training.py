@@ -315,7 +315,7 @@ def test_cells_are_means_of_what_was_answered() -> None:
 
 def test_a_reasoner_that_knows_is_right_in_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     reasoner = tiny()
-    known = {tuple(reasoner.prompt(p.question)): p for p in draw_problems(50, "test", 0)}
+    known = {tuple(reasoner.prompt(p.question)): p for p in draw_problems(50, "test", 0, by_text=True)}
 
     def knows(self: Reasoner, prompts: list[list[int]], **options: Any) -> list[list[int]]:
         found = [known[tuple(prompt)] for prompt in prompts]

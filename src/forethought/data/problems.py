@@ -136,13 +136,24 @@ def draw_problem(family: Family, level: int, split: Split, random: np.random.Gen
 
 
 def draw_problems(
-    number: int, split: Split, seed: int, *, families: tuple[Family, ...] = FAMILIES, levels: tuple[int, ...] = LEVELS
+    number: int,
+    split: Split,
+    seed: int,
+    *,
+    families: tuple[Family, ...] = FAMILIES,
+    levels: tuple[int, ...] = LEVELS,
+    by_text: bool = False,
 ) -> list[Problem]:
     """``number`` problems that ask different things (:attr:`Problem.key`), families and levels in turn.
 
     No two problems of the validation and the test part ask the same either. A family and level whose
     questions are used up gives way to the others; there are fewer problems than were asked for only where all of them
     are.
+
+    Args:
+        number, split, seed, families, levels: of the draw.
+        by_text: questions differ by their text alone, both orders of a gcd are two; for what is measured and never
+            fitted.
     """
     random = np.random.default_rng((seed, ("train", "valid", "test").index(split)))
     found: dict[str, Problem] = {}
@@ -151,10 +162,11 @@ def draw_problems(
     while len(found) < number and cells:
         cell = cells[len(found) % len(cells)]
         problem = draw_problem(*cell, split, random)
-        new = problem.key not in found and _of_this_part(problem)
+        key = problem.question if by_text else problem.key
+        new = key not in found and (by_text or _of_this_part(problem))
         missed[cell] = 0 if new else missed[cell] + 1
         if new:
-            found[problem.key] = problem
+            found[key] = problem
         if missed[cell] == _USED_UP:
             cells.remove(cell)
     return list(found.values())

@@ -224,13 +224,13 @@ def reasoner_of(model: PreTrainedModel) -> Reasoner:
 def measure(
     reasoner: Reasoner, split: Split, number: int, *, seed: int = 0, suffix: str = "", batch_size: int = 125
 ) -> list[dict[str, Any]]:
-    """Solve held-out problems at temperature 0.
+    """Solve held-out problems at temperature 0, other questions by their text, as they are split.
 
     Returns:
         A cell for each family and level: ``family``, ``level``, ``problems``, ``accuracy``, ``ended`` (the share of
         thoughts that were closed), ``thinking_tokens`` and ``checks`` (means).
     """
-    problems = draw_problems(number, split, seed)
+    problems = draw_problems(number, split, seed, by_text=True)
     cells: dict[tuple[str, int], list[tuple[bool, bool, int, int]]] = {}
     sampling = Sampling(samples=1, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0, batch_size=batch_size)
     for batch in roll_out(reasoner, problems, sampling, suffix=suffix):
