@@ -527,14 +527,21 @@ def test_half_a_character_in_an_id_is_malformed(tmp_path: Path) -> None:
         assert sequences_of(kept.prepare()) == {"u": ["\U0001f600", "b", "c"]}
 
 
+RECORDS: list[dict[str, Any]] = [{"user": u, "item": i, "timestamp": t} for u, i, t in EVENTS]
+
+
+def write_records(folder: Path, records: list[dict[str, Any]], python: bool) -> Path:
+    path = folder / "log.jsonl"
+    path.write_text("\n".join(repr(record) if python else json.dumps(record) for record in records))
+    return path
+
+
 @pytest.mark.parametrize("odd", [{"$oid": "x"}, ["x"], True])
 @pytest.mark.parametrize("python", [False, True], ids=["json", "python"])
 def test_ids_of_json_are_text_or_numbers(odd: Any, python: bool, tmp_path: Path) -> None:
-    records = [{"user": u, "item": i, "timestamp": t} for u, i, t in EVENTS]
-    records[1:1] = [{"user": "u1", "item": odd, "timestamp": 1}]
-    records += [{"user": "[u5]", "item": "true", "timestamp": 1}]  # text that looks like it
-    path = tmp_path / "log.jsonl"
-    path.write_text("\n".join(repr(record) if python else json.dumps(record) for record in records))
+    odd_one = {"user": "u1", "item": odd, "timestamp": 1}
+    alike = {"user": "[u5]", "item": "true", "timestamp": 1}  # text that looks like it
+    path = write_records(tmp_path, [RECORDS[0], odd_one, *RECORDS[1:], alike], python)
     with pytest.raises(DataError, match=r"log\.jsonl, line 2, column 'item': .* is no id, which is text or a number"):
         Interactions.read(path)
     kept = Interactions.read(path, on_error="drop")
@@ -544,10 +551,7 @@ def test_ids_of_json_are_text_or_numbers(odd: Any, python: bool, tmp_path: Path)
 
 @pytest.mark.parametrize("python", [False, True], ids=["json", "python"])
 def test_what_the_first_event_lacks_is_read_of_the_others(python: bool, tmp_path: Path) -> None:
-    records: list[dict[str, Any]] = [{"user": u, "item": i, "timestamp": t} for u, i, t in EVENTS]
-    records.insert(0, {"user": "u1", "timestamp": 1})
-    path = tmp_path / "log.jsonl"
-    path.write_text("\n".join(repr(record) if python else json.dumps(record) for record in records))
+    path = write_records(tmp_path, [{"user": "u1", "timestamp": 1}, *RECORDS], python)
     with pytest.raises(DataError, match=r"row 1 \(line 1\), column 'item': the value is missing"):
         Interactions.read(path)
     kept = Interactions.read(path, on_error="drop")

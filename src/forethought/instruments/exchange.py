@@ -32,15 +32,8 @@ from forethought.instruments.sites import Site
 _UNKNOWN = "not recorded in the file"
 # what numpy raises for files that are no arrays, or broken ones
 BROKEN_NPY = (
-    OSError,
-    ValueError,
-    TypeError,
-    EOFError,
-    SyntaxError,
-    MemoryError,
-    zipfile.BadZipFile,
-    tokenize.TokenError,
-)
+    OSError, ValueError, TypeError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile, tokenize.TokenError,
+)  # fmt: skip
 
 
 def import_npy(
