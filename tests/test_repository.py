@@ -69,11 +69,12 @@ def test_the_version_is_the_installed_one():
 def test_no_tracked_file_names_a_machine_path_or_a_package_host():
     parts = ["/work" + "/", "/root" + "/", "/home" + "/", "/Users" + "/", "/opt/" + "wheels", "/opt/" + "pypi"]
     hosts = ["pypi" + ".org", "python" + "hosted", "npmjs" + ".org", "deb." + "debian", "download." + "pytorch"]
-    forbidden = re.compile("|".join(rf"(?<![\w.])({re.escape(text)})" for text in parts + hosts).encode())
+    contents = {path.relative_to(REPOSITORY): path.read_bytes() for path in tracked_files()}
     found = [
-        f"{path.relative_to(REPOSITORY)}: {match.group().decode()}"
-        for path in tracked_files()
-        if (match := forbidden.search(path.read_bytes()))
+        f"{name}: {text.decode()}"
+        for name, content in contents.items()
+        for text in map(str.encode, parts + hosts)
+        if text in content and re.search(rb"(?<![\w.])" + re.escape(text), content)  # the first test is the quick one
     ]
     assert not found
 

@@ -230,7 +230,8 @@ def measure(
         A cell for each family and level: ``family``, ``level``, ``problems``, ``accuracy``, ``ended`` (the share of
         thoughts that were closed), ``thinking_tokens`` and ``checks`` (means).
     """
-    problems = draw_problems(number, split, seed, by_text=True)
+    # a batch takes as long as its longest thought, so those that may be alike go together
+    problems = sorted(draw_problems(number, split, seed, by_text=True), key=lambda each: (each.family, each.level))
     cells: dict[tuple[str, int], list[tuple[bool, bool, int, int]]] = {}
     sampling = Sampling(samples=1, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0, batch_size=batch_size)
     for batch in roll_out(reasoner, problems, sampling, suffix=suffix):

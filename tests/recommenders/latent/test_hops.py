@@ -24,7 +24,7 @@ def rows(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_appended_tokens_follow_chains_of_four(tmp_path: Path) -> None:
-    (row,) = rows(tmp_path, "--models", "append, K = 3", "--steps", "2000", "--walk-steps", "0")
+    (row,) = rows(tmp_path, "--models", "append, K = 3", "--steps", "1200", "--walk-steps", "0")
     assert min(row["accuracy"]["3"]) >= 0.99
     assert max(row["accuracy"]["1"][2:]) < 0.6  # stopped after one step of three, it is two edges on its way
 
@@ -39,7 +39,7 @@ def test_without_steps_it_guesses_beyond_one_hop(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_recurrence_follows_chains_of_four(tmp_path: Path) -> None:
-    options = ("--models", "recur from H, mean depth 4", "--steps", "2500", "--walk-steps", "0")
+    options = ("--models", "recur from H, mean depth 4", "--steps", "1500", "--walk-steps", "0")
     (row,) = rows(tmp_path, *options)
     assert min(row["accuracy"]["4"]) >= 0.98
     assert min(row["accuracy"]["8"]) >= 0.9  # deeper than it was ever trained
