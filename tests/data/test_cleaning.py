@@ -192,6 +192,11 @@ def test_an_ibis_table_on_spark_stays_there() -> None:
     times = Interactions.from_table(ibis.pyspark.connect(session).table("moments")).prepare().sequences.times
     assert times is not None
     assert times.tolist() == [1577836800250, 1577836800251, 1577836800252]
+    days = session.sql("SELECT 'u' AS user, id AS item, 20200101 + id AS timestamp FROM range(3)")
+    days.createOrReplaceTempView("days")
+    times = Interactions.from_table(ibis.pyspark.connect(session).table("days")).prepare().sequences.times
+    assert times is not None
+    assert times.tolist() == [1577836800000, 1577923200000, 1578009600000]
     session.conf.set("spark.sql.session.timeZone", "UTC")
     with pytest.raises(DataError, match="column 'timestamp': the value is missing"):
         Interactions.from_table(table.mutate(timestamp=ibis.null("int64")))

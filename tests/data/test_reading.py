@@ -196,6 +196,9 @@ def test_column_names_times_and_more_columns(tmp_path: Path) -> None:
         ("1577836800.25", 1577836800250),
         ("1577836800250", 1577836800250),
         ("2020-01-01", 1577836800000),
+        ("20200101", 1577836800000),
+        ("20200101.5", 20200101500),  # no day has a fraction
+        ("20201301", 20201301000),  # nor a year a 13th month
         ("2020-01-01 00:00:00.25", 1577836800250),
         ("2020-01-01T01:00:00+01:00", 1577836800000),
         ("2020-01-01 01:00:00+01", 1577836800000),
@@ -222,6 +225,25 @@ def test_typed_times(kind: pa.DataType) -> None:
     dataset = Interactions.from_table(pa.table({"user": [1] * 3, "item": [1, 2, 3], "timestamp": times})).prepare()
     assert dataset.sequences.times is not None
     assert set(dataset.sequences.times.tolist()) == {1577836800000}
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.float64(), pa.decimal128(21, 2), pa.string()])
+def test_days_written_as_numbers(kind: pa.DataType) -> None:
+    def log(*days: int) -> pa.Table:
+        items = list(range(len(days)))
+        return pa.table({"user": [1] * len(days), "item": items, "timestamp": pa.array(days).cast(kind)})
+
+    times = Interactions.from_table(log(20200229, 20991231, 19700101)).prepare().sequences.times
+    assert times is not None
+    assert times.tolist() == [0, 1582934400000, 4102358400000]
+    for wrong in (20200230, 1577836800):
+        table = log(20200101, wrong, 20200102)
+        with pytest.raises(DataError, match=rf"row 2, column 'timestamp': .*{wrong}.* is no day although most times"):
+            Interactions.from_table(table)
+        assert Interactions.from_table(table, on_error="drop").dropped == {"time: unparsable time": 1}
+    few = Interactions.from_table(log(20200101, 20200532, 20200533)).prepare().sequences.times
+    assert few is not None
+    assert few.tolist() == [20200101000, 20200532000, 20200533000]  # seconds, of which one looks like a day
 
 
 def test_a_time_with_a_zone_leaves_the_others_in_utc(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ _UNITS = (
 _IDS = "whole numbers or text"
 _HOLDS = {
     "user": _IDS, "item": _IDS, "session": _IDS, "rating": "numbers",
-    "time": "Unix numbers, ISO 8601 text or timestamps",
+    "time": "Unix numbers, days as 20240501, ISO 8601 text or timestamps",
 }  # fmt: skip
 # no other zone has a name here: DuckDB would read the later times that have none in the zone of an earlier row
 _ISO = (
@@ -149,6 +149,7 @@ def _profile(staged: Staged) -> Profile:
             wanted["time number"] = number.notnull().sum()
             for (unit, _, _), inside in zip(_UNITS, _in_unit(number), strict=True):
                 wanted[f"time {unit}"] = inside.sum()
+            wanted["time days"] = _like_day(number).sum()
     counts: dict[str, Any] = table.aggregate(**wanted).to_pyarrow().to_pylist()[0]
     return {name: count or 0 for name, count in counts.items()}
 
@@ -251,6 +252,13 @@ def _in_unit(number: ir.Value) -> list[ir.BooleanValue]:
     return inside
 
 
+def _like_day(number: ir.Value) -> ir.BooleanValue:
+    """True where a number reads as a day of 1970 to 2099, as 20240501 does; as Unix seconds all are of August 1970."""
+    month, day = (number % 10_000 / 100).floor(), number % 100
+    inside = number.between(19_700_101, 20_991_231) & month.between(1, 12) & day.between(1, 31)
+    return (inside & (number == number.floor())).fill_null(False)
+
+
 def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[Check]]:
     column = table[role]
     kind = column.type()
@@ -263,6 +271,13 @@ def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[
         return milliseconds, checks
     number = _finite(column)
     given, numbers = profile["time given"], profile["time number"]
+    if 2 * profile["time days"] > given:
+        text = number.round().cast("int64").cast("string")
+        dashed = text.substr(0, 4) + "-" + text.substr(4, 2) + "-" + text.substr(6, 2)
+        day = ibis.ifelse(_like_day(number), dashed, ibis.null("string")).try_cast("date")  # a 31st of June is none
+        says = "{value} is no day although most times here are days written as 20240501"
+        checks.append(Check(role, "unparsable time", _given(column) & day.isnull(), column, says))
+        return _milliseconds(day.cast("timestamp")), checks
     if kind.is_numeric() or 2 * numbers >= given:
         most = max(range(len(_UNITS)), key=lambda unit: profile[f"time {_UNITS[unit][0]}"])
         unit, _, factor = _UNITS[most]
