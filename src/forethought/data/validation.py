@@ -37,6 +37,7 @@ _ISO = (
     r"(Z| UTC|[+-](0\d|1[0-5])(:?[0-5]\d){0,2})?)? *$"
 )
 _OFFSET = r":.*[+-]"
+_NO_SECONDS = r"^([^:]*:\d{2})((?:Z| UTC|[+-]).*)$"  # with a zone DuckDB wants them
 _HUGE = r"^-?[1-9]\d{18,}$"
 _AS_TEXT = "(use --ids text to take all ids as text)"
 
@@ -290,7 +291,8 @@ def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[
         number = ibis.ifelse(_in_unit(number)[most], number, ibis.null("float64"))
         return (number * factor).round().cast("int64"), checks
     looks = column.re_search(_ISO).fill_null(False)
-    text = ibis.ifelse(looks, column, ibis.null("string"))
+    full = column.re_extract(_NO_SECONDS, 1) + ":00" + column.re_extract(_NO_SECONDS, 2)
+    text = ibis.ifelse(looks, ibis.ifelse(column.re_search(_NO_SECONDS), full, column), ibis.null("string"))
     away = ibis.ifelse(text.re_search(_OFFSET), text, ibis.null("string"))
     zoned, unzoned = away.try_cast("timestamp('UTC')").cast("timestamp"), text.try_cast("timestamp")
     moment = ibis.ifelse(away.notnull(), zoned, unzoned)
