@@ -1,4 +1,4 @@
-"""Write a file or a folder so that a reader sees the old one or the new one, never half of either."""
+"""Write a file or a folder so that a reader sees the old or the new one, never half of either; one writer at a time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forethought.errors import ArtefactError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # what an OSError says of a place to write to, and a user can mend by freeing or choosing another
 PLACE = {
@@ -32,6 +37,38 @@ def refuse_existing(target: str | os.PathLike[str], advice: str = "choose anothe
     """
     if Path(os.path.abspath(target)).exists():  # as it is written: a/../b is b though there is no a
         raise ArtefactError(f"{target} exists already; {advice}.")
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder where it is missing, and inside hold it against other processes that want to claim it.
+
+    The claim ends with the process, however that ends, and leaves no file. Where the system or its disk has no such
+    lock (Windows, some network disks), nothing is held.
+
+    Raises:
+        ArtefactError: another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explain(folder, error) from error
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtefactError(
+                f"Another process is writing {folder}; wait until it has ended, or choose another folder."
+            ) from error
+        except OSError:  # a disk without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

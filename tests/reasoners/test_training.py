@@ -246,7 +246,7 @@ def test_each_problem_is_seen_once_with_accumulation_too(tmp_path: Path, monkeyp
 
 
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "is_main_process", lambda: False)
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(training, "measure", lambda *given, **more: [{"accuracy": 0.0}])
     train_reasoner(recipe(training__max_steps=1), out=tmp_path / "run", device="cpu", quiet=True)
     assert not (tmp_path / "run" / "run.json").exists()

@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from forethought.atomic import claimed
 from forethought.data.dataset import Dataset
 from forethought.training.checkpoints import checkpoints, verify
 from tests.conftest import REPOSITORY
@@ -58,6 +61,31 @@ def test_killed_at_random_and_resumed_it_ends_with_the_same_weights():
     assert result.returncode == 0, result.stdout + result.stderr
     row = next(line for line in result.stdout.splitlines() if "killed and resumed" in line)
     assert row.split()[-2:] == ["yes", "yes"], row  # same weights, same ranks
+
+
+@pytest.mark.slow
+def test_a_run_that_is_being_trained_is_left_alone(data: Dataset, folder: Path):
+    recipe = folder.parent / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("epochs: 6", "epochs: 600"))
+    command = ["-m", "forethought", "train", str(recipe), "--data.path", str(data.path), "--out", str(folder)]
+    first = subprocess.Popen([sys.executable, *command, "--quiet", "--device", "cpu"])
+    try:
+        while not checkpoints(folder / "checkpoints") and first.poll() is None:
+            time.sleep(0.02)
+        first.send_signal(signal.SIGSTOP)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        second = run(*command, "--quiet", "--device", "cpu", "--resume")
+        assert second.returncode == 2
+        assert second.stderr == (
+            f"forethought: error: Another process is writing {folder}; "
+            "wait until it has ended, or choose another folder.\n"
+        )
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    finally:
+        first.kill()
+        first.wait()
+    with claimed(folder):  # the claim of a process that was killed is gone
+        pass
 
 
 def launch(port: int) -> tuple[str, ...]:

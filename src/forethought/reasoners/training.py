@@ -311,18 +311,14 @@ def train_reasoner(
     config = ReasonerConfig(**settings)
     model = build_reasoner(config, recipe.seed)
     record["parameters"] = model.num_parameters()
-    main = is_main_process()
-    if main:
-        write_record(folder, record)
-        recipe.save(folder / "recipe.yaml")
-    with recording(folder, record):
+    with recording(folder, record, recipe):
         examples = Traces(number, recipe.seed, config.planned)
         trainer = ReasonerTrainer(model, examples, recipe, folder, validates=True, device=device, quiet=quiet)
         trainer.fit(resume)
         record |= {"seconds": trainer.seconds, "steps": trainer.state.global_step}
         record["best_step"] = trainer.state.best_global_step
         model.eval()
-        if main:
+        if is_main_process():
             cells = measure(reasoner_of(model), "test", problems)
             with atomic_folder(folder / "evaluation", replace=True) as scratch:
                 (scratch / "test.json").write_text(json.dumps({"cells": cells}, indent=2) + "\n")

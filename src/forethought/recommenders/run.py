@@ -289,11 +289,7 @@ def train(
             f"{record.get('text_encoder')}; embed the data as before, or train anew."
         )
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    main = is_main_process()
-    if main:
-        write_record(folder, record)  # first: by it a run that was killed at once is known
-        recipe.save(folder / "recipe.yaml")
-    with recording(folder, record):
+    with recording(folder, record, recipe):
         if record["parameters"]:
             trainer = RankingTrainer(model, dataset, recipe, folder, device=device, quiet=quiet)
             trainer.fit(resume)
@@ -303,7 +299,7 @@ def train(
                 record["post_training"] = _post_train(trainer, model, dataset, recipe, folder, device, quiet, resume)
                 record["seconds"] += record["post_training"]["seconds"]
         model.eval()
-        if main:
+        if is_main_process():
             if (folder / "evaluation").exists():
                 shutil.rmtree(folder / "evaluation")  # of weights that are replaced, where a second phase followed
             if len(dataset.targets("valid")):

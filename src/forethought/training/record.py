@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from forethought.atomic import atomic_file
+from forethought.atomic import atomic_file, claimed
 from forethought.errors import ArtefactError, DataError, RecipeError
 from forethought.evaluation.runs import FORMAT, VERSION
 from forethought.training.devices import find_precision
@@ -158,16 +158,27 @@ def write_record(folder: Path, info: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def recording(folder: Path, record: dict[str, Any]) -> Iterator[None]:
-    """Inside, a run is under way; where it fails or is stopped, ``run.json`` says so."""
-    try:
+def recording(folder: Path, record: dict[str, Any], recipe: Recipe) -> Iterator[None]:
+    """Inside, a run is under way, and no other in its folder.
+
+    ``run.json`` and ``recipe.yaml`` are there from the start; where the run fails or is stopped, ``run.json`` says so.
+
+    Raises:
+        ArtefactError: another process trains in the folder, or it cannot be written.
+    """
+    if not is_main_process():
         yield
-    except BaseException as error:
-        if is_main_process():
+        return
+    with claimed(folder):
+        write_record(folder, record)  # first: by it a run that was killed at once is known
+        recipe.save(folder / "recipe.yaml")
+        try:
+            yield
+        except BaseException as error:
             record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(ArtefactError):  # the disk may be what failed
                 write_record(folder, record)
-        raise
+            raise
 
 
 def read_record(folder: Path) -> dict[str, Any]:
