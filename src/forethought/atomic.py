@@ -14,8 +14,8 @@ from forethought.errors import ArtefactError
 
 try:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 # what an OSError says of a place to write to, and a user can mend by freeing or choosing another
 PLACE = {

@@ -135,7 +135,7 @@ RULES: list[dict[str, Any]] = [
         "max_length": 40,
         "split": "global-time",
     },
-    {"duplicates": "last", "split": "user-split", "seed": 3},
+    {"duplicates": "last", "k_core": 10, "split": "user-split", "seed": 3},
 ]
 
 

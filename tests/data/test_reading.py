@@ -199,6 +199,7 @@ def test_column_names_times_and_more_columns(tmp_path: Path) -> None:
         ("20200101", 1577836800000),
         ("20200101.5", 20200101500),  # no day has a fraction
         ("20201301", 20201301000),  # nor a year a 13th month
+        ("9500000000000000000", 9500000000000),  # nanoseconds beyond int64
         ("2020-01-01 00:00:00.25", 1577836800250),
         ("2020-01-01T01:00:00+01:00", 1577836800000),
         ("2020-01-01 01:00:00+01", 1577836800000),
@@ -248,6 +249,13 @@ def test_days_written_as_numbers(kind: pa.DataType) -> None:
     few = Interactions.from_table(log(20200101, 20200532, 20200533)).prepare().sequences.times
     assert few is not None
     assert few.tolist() == [20200101000, 20200532000, 20200533000]  # seconds, of which one looks like a day
+
+
+def test_a_number_beyond_64_bits_among_days_is_refused(tmp_path: Path) -> None:
+    days = ["20200101", "15000000000000000000", "20200102"]
+    path = write_csv(tmp_path / "log.csv", [("u", item, day) for item, day in zip("abc", days, strict=True)])
+    with pytest.raises(DataError, match=r"row 2 \(line 3\), column 'timestamp': '15000000000000000000' is no day"):
+        Interactions.read(path)
 
 
 def test_a_time_with_a_zone_leaves_the_others_in_utc(tmp_path: Path) -> None:

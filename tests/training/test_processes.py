@@ -56,8 +56,7 @@ def curve(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_killed_at_random_and_resumed_it_ends_with_the_same_weights():
-    kill_resume = str(REPOSITORY / "benchmarks" / "kill_resume.py")
-    result = run(kill_resume, "--kills", "4", "--epochs", "12")  # make bench kills it ten times
+    result = run(str(REPOSITORY / "benchmarks" / "kill_resume.py"), "--kills", "10", "--epochs", "12")
     assert result.returncode == 0, result.stdout + result.stderr
     row = next(line for line in result.stdout.splitlines() if "killed and resumed" in line)
     assert row.split()[-2:] == ["yes", "yes"], row  # same weights, same ranks

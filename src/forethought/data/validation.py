@@ -150,7 +150,7 @@ def _profile(staged: Staged) -> Profile:
             wanted["time number"] = number.notnull().sum()
             for (unit, _, _), inside in zip(_UNITS, _in_unit(number), strict=True):
                 wanted[f"time {unit}"] = inside.sum()
-            wanted["time days"] = _like_day(number).sum()
+            wanted["time days"] = _day(number).notnull().sum()
     counts: dict[str, Any] = table.aggregate(**wanted).to_pyarrow().to_pylist()[0]
     return {name: count or 0 for name, count in counts.items()}
 
@@ -253,11 +253,12 @@ def _in_unit(number: ir.Value) -> list[ir.BooleanValue]:
     return inside
 
 
-def _like_day(number: ir.Value) -> ir.BooleanValue:
-    """True where a number reads as a day of 1970 to 2099, as 20240501 does; as Unix seconds all are of August 1970."""
-    month, day = (number % 10_000 / 100).floor(), number % 100
-    inside = number.between(19_700_101, 20_991_231) & month.between(1, 12) & day.between(1, 31)
-    return (inside & (number == number.floor())).fill_null(False)
+def _day(number: ir.Value) -> ir.Value:
+    """The numbers that read as a day of 1970 to 2099, as 20240501 does, int64, and null for others; as Unix seconds all
+    are of August 1970."""
+    whole = ibis.ifelse(number.between(19_700_101, 20_991_231), number, ibis.null("float64")).cast("int64")
+    fits = (whole == number) & (whole // 100 % 100).between(1, 12) & (whole % 100).between(1, 31)
+    return ibis.ifelse(fits, whole, ibis.null("int64"))
 
 
 def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[Check]]:
@@ -273,9 +274,9 @@ def _time(table: ir.Table, role: str, profile: Profile) -> tuple[ir.Value, list[
     number = _finite(column)
     given, numbers = profile["time given"], profile["time number"]
     if 2 * profile["time days"] > given:
-        text = number.round().cast("int64").cast("string")
+        text = _day(number).cast("string")
         dashed = text.substr(0, 4) + "-" + text.substr(4, 2) + "-" + text.substr(6, 2)
-        day = ibis.ifelse(_like_day(number), dashed, ibis.null("string")).try_cast("date")  # a 31st of June is none
+        day = dashed.try_cast("date")  # a 31st of June is none
         says = "{value} is no day although most times here are days written as 20240501"
         checks.append(Check(role, "unparsable time", _given(column) & day.isnull(), column, says))
         return _milliseconds(day.cast("timestamp")), checks
