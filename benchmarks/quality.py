@@ -1,13 +1,14 @@
 """Train, evaluate and compare every system of the pages on quality, and write them.
 
     python benchmarks/quality.py --data DATA --runs RUNS [--only NAME …] [--seeds 0,1,2] [--threads 2]
+    python benchmarks/quality.py --data DATA --runs RUNS --device cuda --workers 15 --threads 1
     python benchmarks/quality.py --write docs/results/prefergrow.md
     python benchmarks/quality.py --write docs/results/latent-reasoning.md
 
 DATA holds the prepared folders beauty-us, toys-us, sports-us (user-split), beauty-loo, toys-loo, sports-loo and
 ml1m-loo (leave-one-out). What a table needs of each run (its recipe, its record, the rank of every test case) is kept
 in benchmarks/quality/, and a run that is kept is not trained again: the command can be stopped and given again, on
-another machine too. The pages are written from what is kept.
+another machine too; with --workers so many are trained at once. The pages are written from what is kept.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
+from forethought import cli as command_line
 from forethought.atomic import atomic_file, atomic_folder
 from forethought.evaluation.compare import compare
 from forethought.evaluation.leaderboard import beyond_accuracy, columns, facts, made
@@ -130,7 +133,7 @@ def latent(data: str, recipe: str) -> dict[str, System]:
             "lares/beauty", ("--model.trajectory_weight", "0", "--model.step_alignment_weight", "0", *ONE_PHASE)
         ),
         "lares-pretrained": System("lares/beauty", ONE_PHASE),
-        "lares": System("lares/beauty", first="lares-pretrained"),
+        "lares": System("lares/beauty", ("--post_training.precision", "fp32"), first="lares-pretrained"),
     }
     return {
         **{label: replace(row, shared=f"{data}-{label}") for label, row in counting(recipe).items()},
@@ -152,18 +155,53 @@ def run_names(name: str, study: Study, seeds: list[int]) -> dict[str, tuple[str,
     }
 
 
-def make(run: str, system: System, seed: int, first: str | None, data: Path, options: argparse.Namespace) -> None:
-    """Train and evaluate one run, going on from the run ``first``, and keep what a table needs of it."""
+@dataclass(frozen=True)
+class Job:
+    """A run to be made: on which data, with which seed, and the run it goes on from."""
+
+    run: str
+    system: System
+    data: str
+    seed: int
+    first: str | None
+
+
+def jobs(name: str, study: Study, seeds: list[int], labels: list[str] | None) -> list[list[Job]]:
+    """The runs of a table that are not kept yet, of the rows ``labels`` in that order, by default of all; those that
+    go on from each other in one list."""
+    wanted = [label for label in labels or study.systems if label in study.systems]
+    chains: dict[str, list[Job]] = {}
+    for label in wanted:
+        system = study.systems[label]
+        for run, (_, seed) in run_names(name, replace(study, systems={label: system}), seeds).items():
+            first = system.first and f"{name}-{system.first}-s{seed}"
+            if not (KEPT / run).is_dir():
+                chains.setdefault(first or run, []).append(Job(run, system, study.data, seed, first))
+    return list(chains.values())
+
+
+def make_all(chain: list[Job], options: argparse.Namespace) -> None:
+    """:func:`make` one after the other; what a worker does."""
+    for job in chain:
+        make(job, options)
+
+
+def make(job: Job, options: argparse.Namespace) -> None:
+    """Train and evaluate one run, and keep what a table needs of it."""
+    run, system, first = job.run, job.system, job.first
     folder, threads = options.runs / run, ["--threads", str(options.threads), "--quiet"]
     if first and not folder.exists() and (options.runs / first / "model").is_dir():
         with atomic_folder(folder) as scratch:
             made_anew = shutil.ignore_patterns("model", "evaluation")
             shutil.copytree(options.runs / first, scratch, ignore=made_anew, dirs_exist_ok=True)
+    where = ["--device", options.device, *threads]
     if not (folder / "model").is_dir():
-        words = ["train", system.recipe, "--data.path", str(data), "--out", str(folder), "--seed", str(seed)]
-        forethought(*words, *threads, *system.overrides, *(["--resume"] if folder.exists() else []))
+        words = ["train", system.recipe, "--data.path", str(options.data / job.data), "--out", str(folder)]
+        words += ["--seed", str(job.seed)]
+        words += ["--training.precision", "fp32"] if system.random else []  # on every machine, so that rows compare
+        forethought(*words, *where, *system.overrides, *(["--resume"] if folder.exists() else []))
     if not (folder / "evaluation" / "test.json").is_file():
-        forethought("evaluate", str(folder), "--split", "test", *threads)
+        forethought("evaluate", str(folder), "--split", "test", *where)
     with atomic_folder(KEPT / run) as scratch:
         for file in ("recipe.yaml", "run.json", "evaluation/test.json"):
             text = (folder / file).read_text(encoding="utf-8")
@@ -180,8 +218,11 @@ def make(run: str, system: System, seed: int, first: str | None, data: Path, opt
 
 
 def forethought(*words: str) -> None:
+    """Run a command in this process; each new one would import torch, and on a GPU take hold of it, first."""
     print("$ forethought", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "forethought", *words], check=True)
+    sys.argv = ["forethought", *words]  # a run's record tells it
+    if code := command_line.main(words):
+        raise RuntimeError(f"forethought {' '.join(words)} ended with {code}")
 
 
 def section(name: str, study: Study, folders: list[Path]) -> str:
@@ -257,6 +298,8 @@ def main() -> None:
     parser.add_argument("--systems", nargs="*", help="only these rows")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="runs that are made at once")
     parser.add_argument("--write", type=Path, help="write this page from what is kept, and train nothing")
     options = parser.parse_args()
     if not options.write and not (options.data and options.runs):
@@ -264,27 +307,29 @@ def main() -> None:
     if not options.write:  # absolute: as words they might stand anywhere in what is kept
         options.data, options.runs = options.data.resolve(), options.runs.resolve()
     seeds = [int(seed) for seed in options.seeds.split(",")]
+    if not options.write:
+        waiting: dict[str, list[Job]] = {}  # by its first run, for tables share some
+        for name in options.only:
+            waiting |= {chain[0].run: chain for chain in jobs(name, studies()[name], seeds, options.systems)}
+        # spawned, for a forked process cannot use a GPU
+        with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+            made_now = [pool.submit(make_all, chain, options) for chain in waiting.values()]
+        for each in made_now:
+            each.result()
+        return
     sections = []
     for name in options.only:
         study = studies()[name]
-        if options.write and study.page != options.write.stem:
+        if study.page != options.write.stem:
             continue
-        named = run_names(name, study, seeds)
-        for run, (label, seed) in named.items():
-            chosen = not options.systems or label in options.systems
-            if not options.write and chosen and not (KEPT / run).is_dir():
-                system = study.systems[label]
-                first = system.first and f"{name}-{system.first}-s{seed}"
-                make(run, system, seed, first, options.data / study.data, options)
-        kept = [KEPT / run for run in named if (KEPT / run).is_dir()]
-        if options.write and any(folder.name.startswith(f"{name}-") for folder in kept):  # not what others share alone
+        kept = [KEPT / run for run in run_names(name, study, seeds) if (KEPT / run).is_dir()]
+        if any(folder.name.startswith(f"{name}-") for folder in kept):  # not what others share alone
             sections.append(section(name, study, kept))
-    if options.write:
-        command = f"python benchmarks/quality.py --write {options.write}"
-        introduction = Path(__file__).with_name(f"{options.write.stem}.md").read_text()
-        machine = f"{made(command)} Each run's seconds are those of its machine, which other work shared."
-        with atomic_file(options.write) as scratch:
-            scratch.write_text("\n\n".join([introduction.strip(), machine, *sections]) + "\n")
+    command = f"python benchmarks/quality.py --write {options.write}"
+    introduction = Path(__file__).with_name(f"{options.write.stem}.md").read_text()
+    machine = f"{made(command)} Each run's seconds are those of its machine, which other work shared."
+    with atomic_file(options.write) as scratch:
+        scratch.write_text("\n\n".join([introduction.strip(), machine, *sections]) + "\n")
 
 
 if __name__ == "__main__":

@@ -162,6 +162,20 @@ def test_namesakes_are_told_apart_by_their_settings(tmp_path):
     assert sorted(entry.name for entry in compare(paths, **FEW).entries) == ["grow (gamma=0.9)", "grow (gamma=0.99)"]
 
 
+def test_a_precision_left_to_the_machine_is_what_it_was(tmp_path):
+    dataset, paths = make_dataset(100, ITEMS), []
+    for number, (asked, used) in enumerate((("auto", "fp32"), ("fp32", "fp32"), ("auto", "bf16"))):
+        path = write_run(
+            tmp_path / str(number), dataset, sum_of_vectors(ITEMS, seed=number), name="a", kind="sasrec", seed=number
+        )
+        recipe, info = yaml.safe_load((path / "recipe.yaml").read_text()), json.loads((path / "run.json").read_text())
+        phases = {phase: {"precision": asked} for phase in ("training", "post_training")}
+        (path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **phases}))
+        (path / "run.json").write_text(json.dumps({**info, "precision": used}))
+        paths.append(path)
+    assert sorted(entry.seeds for entry in compare(paths, **FEW).entries) == [[0, 1], [2]]
+
+
 def test_texts_read_by_other_encoders_are_other_models(tmp_path):
     dataset = make_dataset(100, ITEMS)
     paths = []

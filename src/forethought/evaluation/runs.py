@@ -33,7 +33,7 @@ class RunRecord:
         seed: of its weights, batches and noise.
         parameters: trained numbers; 0 for models that are fitted by counting.
         seconds: training took.
-        settings: its recipe as flat dotted keys, without name, seed and data path.
+        settings: its recipe as flat dotted keys, without name, seed and data path; ``precision: auto`` is what it was.
         log: the events of ``log.jsonl``, oldest first.
         evaluation: of the split that was asked for.
         info: all of ``run.json``.
@@ -134,6 +134,9 @@ def _read_settings(path: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     settings = _flat(yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")))
     if info.get("text_encoder"):
         settings["model.text_encoder"] = info["text_encoder"]  # a matter of the data, so not in the recipe
+    for key in ("training.precision", "post_training.precision"):
+        if settings.get(key) == "auto":  # a matter of the machine; what it came to is no other recipe
+            settings[key] = info.get("precision", "auto")
     return {key: value for key, value in settings.items() if key not in ("name", "seed", "data.path")}
 
 

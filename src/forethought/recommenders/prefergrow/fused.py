@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from forethought.nn.softmax import CHUNK, product_dtype
+from forethought.nn.softmax import CHUNK, product_dtype, rows_at_once
 from forethought.recommenders.prefergrow.kernels import FadingKernel
 
 
@@ -102,7 +102,7 @@ class _ScoreEntropy(torch.autograd.Function):
         grad_query = torch.empty_like(query)
         grad_vectors: Tensor | None = None
         grad_bias = torch.zeros_like(bias) if bias is not None else None
-        rows = max(CHUNK * 2 // len(vectors), 1)
+        rows = rows_at_once(CHUNK * 2, len(vectors), vectors.device)
         for start in range(0, len(query), rows):
             part = slice(start, start + rows)
             ratios = (query[part].to(dtype) @ narrow.T).to(vectors.dtype)
@@ -182,7 +182,7 @@ class _CatalogLoss(torch.autograd.Function):
         grad_query, grad_vectors = torch.empty_like(query), torch.zeros_like(vectors)
         grad_bias = torch.zeros_like(bias) if bias is not None else None
         loss = query.new_zeros(())
-        rows = max(CHUNK // len(vectors), 1)
+        rows = rows_at_once(CHUNK, len(vectors), vectors.device)
         for start in range(0, len(query), rows):
             part = slice(start, start + rows)
             scores = (query[part].to(dtype) @ narrow.T).to(vectors.dtype)
