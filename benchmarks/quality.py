@@ -17,6 +17,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -38,13 +39,15 @@ NAMES = {"beauty-us": "Amazon Beauty", "toys-us": "Amazon Toys and Games", "spor
 class System:
     """One row of a table: a recipe and what differs from it; seed 0 alone where nothing is ``random``. A row
     that another table has too is trained once, under the name ``shared``; one whose first phase is the row
-    ``first`` goes on from that."""
+    ``first`` goes on from that. One that reasons is asked with seed 0 what its thought is worth, at the depths
+    ``steps`` and by its dial."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
     random: bool = True
     shared: str | None = None
     first: str | None = None
+    steps: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ class Study:
 POPULARITY = System("popularity", random=False)
 KEPT = Path(__file__).with_name("quality")
 ONE_PHASE = ("--one-phase",)
+EVERY = ("--model.steps", "2", "--model.readout", "mean", "--model.supervision", "every")
+UNALIGNED = ("--model.trajectory_weight", "0", "--model.step_alignment_weight", "0")
+APPENDED, RECURRED = "0,1,2,4", "0,1,2,4,8"  # depths to be asked
+THINKING = THOUGHTS, DIAL_BY_MEAN, DIAL = "test-thoughts.json", "test-dial-by-mean.json", "test-dial.json"
 ML1M = (  # what sasrec/ml1m has and sasrec/beauty has not
     "--model.max_length", "200", "--model.hidden_size", "64", "--model.num_blocks", "2", "--model.dropout", "0.2",
     "--training.epochs", "100", "--training.batch_size", "32", "--training.learning_rate", "2e-3",
@@ -126,13 +133,12 @@ def latent(data: str, recipe: str) -> dict[str, System]:
     changes, blocks = (ML1M, 2) if recipe == "ml1m" else ((), 1)
     rows = {
         "two-views": System("rearec/beauty-contrast"),
-        "erl": System("rearec/beauty-erl"),
-        "prl-cooling": System("rearec/beauty-prl"),
-        "prl-heating": System("rearec/beauty-heat"),
-        "lares-unaligned": System(
-            "lares/beauty", ("--model.trajectory_weight", "0", "--model.step_alignment_weight", "0", *ONE_PHASE)
-        ),
-        "lares-pretrained": System("lares/beauty", ONE_PHASE),
+        "erl": System("rearec/beauty-erl", steps=APPENDED),
+        "every-two-views": System("rearec/beauty-contrast", EVERY, steps=APPENDED),
+        "prl-cooling": System("rearec/beauty-prl", steps=APPENDED),
+        "prl-heating": System("rearec/beauty-heat", steps=APPENDED),
+        "lares-unaligned": System("lares/beauty", (*UNALIGNED, *ONE_PHASE), steps=RECURRED),
+        "lares-pretrained": System("lares/beauty", ONE_PHASE, steps=RECURRED),
         "lares": System("lares/beauty", ("--post_training.precision", "fp32"), first="lares-pretrained"),
     }
     return {
@@ -165,6 +171,17 @@ class Job:
     seed: int
     first: str | None
 
+    @property
+    def thinks(self) -> bool:
+        """Whether it is asked what its thought is worth."""
+        return self.system.steps is not None and self.seed == 0
+
+    @property
+    def kept(self) -> bool:
+        """Whether all that a table needs of it is there."""
+        needed = THINKING if self.thinks else ()
+        return (KEPT / self.run).is_dir() and all((KEPT / self.run / "evaluation" / file).is_file() for file in needed)
+
 
 def jobs(name: str, study: Study, seeds: list[int], labels: list[str] | None) -> list[list[Job]]:
     """The runs of a table that are not kept yet, of the rows ``labels`` in that order, by default of all; those that
@@ -174,51 +191,80 @@ def jobs(name: str, study: Study, seeds: list[int], labels: list[str] | None) ->
     for label in wanted:
         system = study.systems[label]
         for run, (_, seed) in run_names(name, replace(study, systems={label: system}), seeds).items():
-            first = system.first and f"{name}-{system.first}-s{seed}"
-            if not (KEPT / run).is_dir():
-                chains.setdefault(first or run, []).append(Job(run, system, study.data, seed, first))
+            job = Job(run, system, study.data, seed, system.first and f"{name}-{system.first}-s{seed}")
+            if not job.kept:
+                chains.setdefault(job.first or run, []).append(job)
     return list(chains.values())
 
 
 def make_all(chain: list[Job], options: argparse.Namespace) -> None:
-    """:func:`make` one after the other; what a worker does."""
+    """Make runs one after the other; what a worker does."""
     for job in chain:
         make(job, options)
+        if job.thinks:
+            think(job, options)
 
 
 def make(job: Job, options: argparse.Namespace) -> None:
     """Train and evaluate one run, and keep what a table needs of it."""
-    run, system, first = job.run, job.system, job.first
-    folder, threads = options.runs / run, ["--threads", str(options.threads), "--quiet"]
-    if first and not folder.exists() and (options.runs / first / "model").is_dir():
+    folder, system = options.runs / job.run, job.system
+    anew = not (folder / "model").is_dir()
+    if job.first and not folder.exists() and (options.runs / job.first / "model").is_dir():
         with atomic_folder(folder) as scratch:
             made_anew = shutil.ignore_patterns("model", "evaluation")
-            shutil.copytree(options.runs / first, scratch, ignore=made_anew, dirs_exist_ok=True)
-    where = ["--device", options.device, *threads]
-    if not (folder / "model").is_dir():
+            shutil.copytree(options.runs / job.first, scratch, ignore=made_anew, dirs_exist_ok=True)
+    if anew:
         words = ["train", system.recipe, "--data.path", str(options.data / job.data), "--out", str(folder)]
         words += ["--seed", str(job.seed)]
         words += ["--training.precision", "fp32"] if system.random else []  # on every machine, so that rows compare
-        forethought(*words, *where, *system.overrides, *(["--resume"] if folder.exists() else []))
+        forethought(options, *words, *system.overrides, *(["--resume"] if folder.exists() else []))
     if not (folder / "evaluation" / "test.json").is_file():
-        forethought("evaluate", str(folder), "--split", "test", *where)
-    with atomic_folder(KEPT / run) as scratch:
-        for file in ("recipe.yaml", "run.json", "evaluation/test.json"):
+        forethought(options, "evaluate", str(folder), "--split", "test")
+    if anew:
+        shutil.rmtree(KEPT / job.run, ignore_errors=True)  # of another model
+    keep(job, options)
+
+
+def think(job: Job, options: argparse.Namespace, files: Sequence[str] = THINKING) -> None:
+    """Ask a run what its thought is worth, where it was not asked yet, and keep that too."""
+    folder = options.runs / job.run
+    by_mean = ["--level", "0.5", "--json", str(folder / "evaluation" / DIAL_BY_MEAN)]
+    commands = {
+        THOUGHTS: ["evaluate", str(folder), "--split", "test", "--steps", job.system.steps, "--interventions"],
+        DIAL_BY_MEAN: ["dial", str(folder), *by_mean],
+        DIAL: ["dial", str(folder)],
+    }
+    for file in files:
+        if file == DIAL or not (folder / "evaluation" / file).is_file():  # the dial by the mean wrote it too
+            forethought(options, *commands[file])
+    keep(job, options)
+
+
+def keep(job: Job, options: argparse.Namespace) -> None:
+    """Copy what a table needs of a run; of one that is kept already, what is new."""
+    folder, kept = options.runs / job.run, KEPT / job.run
+    files = [f"evaluation/{file}" for file in THINKING if (folder / "evaluation" / file).is_file()]
+    with atomic_folder(kept, replace=True) as scratch:
+        if kept.is_dir():
+            shutil.copytree(kept, scratch, dirs_exist_ok=True)
+        else:
+            files += ["recipe.yaml", "run.json", "evaluation/test.json"]
+            (scratch / "evaluation").mkdir()
+            shutil.copy(folder / "evaluation" / "test-ranks.npy", scratch / "evaluation")
+        for file in files:
             text = (folder / file).read_text(encoding="utf-8")
             for path, name in ((options.data, "DATA"), (options.runs, "RUNS")):
                 text = text.replace(str(path), name)
             if file == "run.json":
-                where = circumstances()
-                text = json.dumps(
-                    {**json.loads(text), "commit": where["commit"], "processor": where["processor"]}, indent=2
-                )
-            (scratch / file).parent.mkdir(exist_ok=True)
+                record, where = json.loads(text), circumstances()
+                processor = where["processor"] if record["device"] == "cpu" else record["machine"].partition(", ")[2]
+                text = json.dumps({**record, "commit": where["commit"], "processor": processor}, indent=2)
             (scratch / file).write_text(text, encoding="utf-8")
-        shutil.copy(folder / "evaluation" / "test-ranks.npy", scratch / "evaluation")
 
 
-def forethought(*words: str) -> None:
+def forethought(options: argparse.Namespace, *given: str) -> None:
     """Run a command in this process; each new one would import torch, and on a GPU take hold of it, first."""
+    words = [*given, "--device", options.device, "--threads", str(options.threads), "--quiet"]
     print("$ forethought", *words, flush=True)
     sys.argv = ["forethought", *words]  # a run's record tells it
     if code := command_line.main(words):
@@ -250,7 +296,48 @@ def section(name: str, study: Study, folders: list[Path]) -> str:
         about += ", ".join([*commits, *processors])
     lines = [f"## {study.title}", "", " · ".join(f"{key} {value}" for key, value in facts(found).items()), ""]
     lines += [*rows(accuracy), "", found.verdict(), *(f"\n{note}" for note in (*found.notes(), *remarks)), ""]
-    return "\n".join([*lines, *rows(beyond), "", f"{about}."])
+    asked = [(row_of(name, study, folder)[0], folder / "evaluation") for folder in folders]
+    told_of = worth([(label, folder) for label, folder in asked if (folder / THOUGHTS).is_file()])
+    told_of += adaptive([(label, folder) for label, folder in asked if (folder / DIAL).is_file()])
+    return "\n".join([*lines, *rows(beyond), "", *told_of, f"{about}."])
+
+
+def worth(asked: list[tuple[str, Path]]) -> list[str]:
+    """What the steps of each model bring, and what is left when its thoughts are taken away or exchanged."""
+    if not asked:
+        return []
+    table: list[list[str]] = []
+    found = [json.loads((folder / THOUGHTS).read_text()) for _, folder in asked]
+    depths = sorted({row["steps"] for each in found for row in each["steps"]})
+    changes = [row["thoughts"] for row in found[0]["interventions"]]
+    for (label, _), each in zip(asked, found, strict=True):
+        by_depth = {row["steps"]: f"{row['ndcg@10']:.4f}" for row in each["steps"]}
+        by_change = {row["thoughts"]: f"{row['ndcg@10']:.4f}" for row in each["interventions"]}
+        table.append([label, *(by_depth.get(k, "") for k in depths), *(by_change[change] for change in changes)])
+    heads = ["NDCG@10, seed 0", *(f"{k} steps" for k in depths), *(f"thoughts {change}" for change in changes)]
+    return [*rows(list(zip(heads, map(list, zip(*table, strict=True)), strict=True))), ""]
+
+
+def adaptive(asked: list[tuple[str, Path]]) -> list[str]:
+    """Adaptive depth: what each model's dial chose on validation users, and what that keeps and saves on test users."""
+    if not asked:
+        return []
+    table: list[list[str]] = []
+    for label, folder in asked:
+        for file in (DIAL, DIAL_BY_MEAN):
+            found = json.loads((folder / file).read_text())
+            chosen = next(row for row in found["rules"] if row["auto"])
+            best, kept, gap = found["best"], chosen["of_best_quality"], chosen["difference"]
+            table.append([
+                f"{label}, level {found['level']:g}", f"{best}, {found['fixed'][best]['ndcg@10']:.4f}", chosen["rule"],
+                f"{chosen['steps']:.2f}", f"{chosen['steps'] / best:.0%}" if best else "", f"{chosen['ndcg@10']:.4f}",
+                "" if kept is None else f"{kept:.1%}", f"{gap['low']:+.4f} to {gap['high']:+.4f}",
+                f"{chosen['by_lot']:.4f}", f"{found['label']['oracle']['ndcg@10']:.4f}",
+                f"{found['label']['dropout']['ndcg@10']:.4f}" if found["label"]["dropout"] else "",
+            ])  # fmt: skip
+    heads = ["Adaptive depth, seed 0", "Best fixed depth", "Rule", "Mean steps", "Of best's", "NDCG@10", "Kept",
+             "Less best, 95 %", "By lot", "Each user's best depth", "Best of dropout"]  # fmt: skip
+    return [*rows(list(zip(heads, map(list, zip(*table, strict=True)), strict=True))), ""]
 
 
 def row_of(name: str, study: Study, folder: Path) -> tuple[str, str]:
