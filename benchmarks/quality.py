@@ -24,11 +24,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from forethought import cli as command_line
 from forethought.atomic import atomic_file, atomic_folder
-from forethought.evaluation.compare import compare
+from forethought.evaluation.compare import Comparison, compare
 from forethought.evaluation.leaderboard import beyond_accuracy, columns, facts, made
 from forethought.evaluation.metrics import title
+from forethought.evaluation.significance import holm, paired_tests
 from report import circumstances
 
 US = ("beauty-us", "toys-us", "sports-us")
@@ -296,10 +299,41 @@ def section(name: str, study: Study, folders: list[Path]) -> str:
         about += ", ".join([*commits, *processors])
     lines = [f"## {study.title}", "", " · ".join(f"{key} {value}" for key, value in facts(found).items()), ""]
     lines += [*rows(accuracy), "", found.verdict(), *(f"\n{note}" for note in (*found.notes(), *remarks)), ""]
+    if "base" in labels:
+        lines += [*beside_base(found, study), ""]
     asked = [(row_of(name, study, folder)[0], folder / "evaluation") for folder in folders]
     told_of = worth([(label, folder) for label, folder in asked if (folder / THOUGHTS).is_file()])
     told_of += adaptive([(label, folder) for label, folder in asked if (folder / DIAL).is_file()])
     return "\n".join([*lines, *rows(beyond), "", *told_of, f"{about}."])
+
+
+def beside_base(found: Comparison, study: Study) -> list[str]:
+    """Every other network less the base, paired over users; Holm's correction is for these rows."""
+    values = {
+        entry.name: np.stack([run.evaluation.values(found.metric, found.seen) for run in entry.runs])
+        for entry in found.entries
+        if study.systems[entry.name].random
+    }
+    base = values.pop("base")
+    tests = paired_tests(base, list(values.values()), found.evaluation.owners)
+    corrected = holm([test.p_randomisation for test in tests])
+    told = {
+        label: (
+            f"{-test.difference:+.4f}", f"{-test.high:+.4f} to {-test.low:+.4f}", "< 0.001" if p < 0.001 else f"{p:.3f}"
+        )
+        for label, test, p in zip(values, tests, corrected, strict=True)
+    }  # fmt: skip
+    table = [
+        [
+            entry.name,
+            *told.get(entry.name, ("", "", "")),
+            " / ".join(f"{run.info['best_step']:,}" for run in entry.runs),
+        ]
+        for entry in found.entries
+        if study.systems[entry.name].random
+    ]
+    heads = ("Less base, paired over users", title(found.metric), "95 %", "p", "Best step of each seed")
+    return rows(list(zip(heads, map(list, zip(*table, strict=True)), strict=True)))
 
 
 def worth(asked: list[tuple[str, Path]]) -> list[str]:

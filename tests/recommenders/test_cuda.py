@@ -116,5 +116,8 @@ def test_going_on_there_gives_the_run_that_would_have_been(name: str, data: Data
         with pytest.raises(StopError):
             fit(Path("parts"), resume=step > 12, stop=step)
     parts = fit(Path("parts"), resume=True)
-    for (label, value), other in zip(whole.model.state_dict().items(), parts.model.state_dict().values(), strict=True):
-        assert_close(value, other, rtol=1e-3, atol=1e-4, msg=label)  # sums on a GPU have no fixed order
+    histories = torch.arange(1, 41, device="cuda").view(8, 5)
+    # Sums on a GPU have no fixed order, and what has no gradient, as a bias of keys, is moved by rounding alone: what
+    # the weights come to is compared.
+    assert_close(whole.model.eval().score(histories), parts.model.eval().score(histories), rtol=1e-2, atol=1e-2)
+    assert whole.state.global_step == parts.state.global_step == SMALL["training.max_steps"]
