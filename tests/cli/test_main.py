@@ -196,3 +196,19 @@ def test_a_letter_that_the_terminal_lacks_is_spelled_out():
     result = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (result.returncode, result.stderr) == (0, b"")
     assert b"[--section.key VALUE \\u2026]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, cli.SPIN), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_that_wait_give_their_core_away(
+    given: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["compare", "nowhere"]) == 2
+    assert os.environ.get("GOMP_SPINCOUNT") == found

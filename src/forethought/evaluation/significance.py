@@ -14,6 +14,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+DRAWN = 2**21  # users of all resamples that are held at a time: 16 MB
+
 
 def user_sums(values: Floats, users: Ints) -> tuple[Floats, Floats]:
     """Add up each user's cases.
@@ -49,10 +51,14 @@ def bootstrap_means(values: Floats, users: Ints, replicates: int = 1000, seed: i
         numbers = numbers[:, :1]
     random, size = np.random.default_rng(seed), len(sums)
     means = np.empty((replicates, values.shape[1]))
-    for i in range(replicates):
-        drawn = np.bincount(random.integers(size, size=size), minlength=size).astype(np.float64)
+    held = np.empty((max(min(DRAWN // max(size, 1), replicates), 1), size))
+    # many at a time: each product starts threads, and where cores are busy they wait for each other
+    for start in range(0, replicates, len(held)):
+        drawn = held[: replicates - start]
+        for row in drawn:
+            row[:] = np.bincount(random.integers(size, size=size), minlength=size)
         with np.errstate(invalid="ignore"):
-            means[i] = (drawn @ sums) / (drawn @ numbers)
+            means[start : start + len(drawn)] = (drawn @ sums) / (drawn @ numbers)
     return means
 
 
