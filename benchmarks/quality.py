@@ -17,7 +17,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -332,8 +332,7 @@ def beside_base(found: Comparison, study: Study) -> list[str]:
         for entry in found.entries
         if study.systems[entry.name].random
     ]
-    heads = ("Less base, paired over users", title(found.metric), "95 %", "p", "Best step of each seed")
-    return rows(list(zip(heads, map(list, zip(*table, strict=True)), strict=True)))
+    return markdown(("Less base, paired over users", title(found.metric), "95 %", "p", "Best step of each seed"), table)
 
 
 def worth(asked: list[tuple[str, Path]]) -> list[str]:
@@ -349,7 +348,7 @@ def worth(asked: list[tuple[str, Path]]) -> list[str]:
         by_change = {row["thoughts"]: f"{row['ndcg@10']:.4f}" for row in each["interventions"]}
         table.append([label, *(by_depth.get(k, "") for k in depths), *(by_change[change] for change in changes)])
     heads = ["NDCG@10, seed 0", *(f"{k} steps" for k in depths), *(f"thoughts {change}" for change in changes)]
-    return [*rows(list(zip(heads, map(list, zip(*table, strict=True)), strict=True))), ""]
+    return [*markdown(heads, table), ""]
 
 
 def adaptive(asked: list[tuple[str, Path]]) -> list[str]:
@@ -371,7 +370,7 @@ def adaptive(asked: list[tuple[str, Path]]) -> list[str]:
             ])  # fmt: skip
     heads = ["Adaptive depth, seed 0", "Best fixed depth", "Rule", "Mean steps", "Of best's", "NDCG@10", "Kept",
              "Less best, 95 %", "By lot", "Each user's best depth", "Best of dropout"]  # fmt: skip
-    return [*rows(list(zip(heads, map(list, zip(*table, strict=True)), strict=True))), ""]
+    return [*markdown(heads, table), ""]
 
 
 def row_of(name: str, study: Study, folder: Path) -> tuple[str, str]:
@@ -404,11 +403,15 @@ def second_phases(name: str, study: Study, folders: list[Path]) -> tuple[list[Pa
     return folders, remarks
 
 
-def rows(table: list[tuple[str, list[str]]]) -> list[str]:
+def rows(columns: list[tuple[str, list[str]]]) -> list[str]:
     """A table in Markdown, from its columns."""
-    heads, cells = zip(*table, strict=True)
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *zip(*cells, strict=True)]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    heads, cells = zip(*columns, strict=True)
+    return markdown(heads, zip(*cells, strict=True))
+
+
+def markdown(heads: Sequence[str], table: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown, from its rows."""
+    return ["| " + " | ".join(line) + " |" for line in (heads, ["---", *["---:"] * (len(heads) - 1)], *table)]
 
 
 def main() -> None:

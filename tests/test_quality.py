@@ -64,3 +64,39 @@ def test_rows_as_deep_as_the_models_that_reason(quality: dict[str, Any]) -> None
             first = blocks(rows["lares"])
             assert depths["deeper"] == 3 * blocks(rows["erl"])
             assert depths.get("deeper-5", depths["deeper"]) == first + 4  # its core is one block, and taken four times
+
+
+def test_jobs_are_what_is_not_kept_whole(
+    quality: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(quality["jobs"].__globals__, "KEPT", tmp_path)
+    study = quality["studies"]()[TABLE]
+
+    def waiting(*labels: str) -> list[list[str]]:
+        return [[job.run for job in chain] for chain in quality["jobs"](TABLE, study, [0, 1], list(labels))]
+
+    assert waiting("lares-pretrained", "lares", "base", "knn") == [
+        *([f"{TABLE}-lares-pretrained-s{seed}", f"{TABLE}-lares-s{seed}"] for seed in (0, 1)),
+        ["beauty-loo-sasrec-s0"], ["beauty-loo-sasrec-s1"], ["beauty-loo-knn-s0"],
+    ]  # fmt: skip
+    for seed in (0, 1):
+        (tmp_path / f"{TABLE}-erl-s{seed}" / "evaluation").mkdir(parents=True)
+    assert waiting("erl") == [[f"{TABLE}-erl-s0"]]  # seed 0 is asked what its thought is worth
+    for file in quality["THINKING"]:
+        (tmp_path / f"{TABLE}-erl-s0" / "evaluation" / file).touch()
+    assert waiting("erl") == []
+
+
+def test_the_tables_of_thoughts_say_what_was_measured(quality: dict[str, Any]) -> None:
+    folder = quality["KEPT"] / "toys-loo-latent-erl-s0" / "evaluation"
+    found = {file: json.loads((folder / file).read_text()) for file in quality["THINKING"]}
+    heads, _, row, _ = quality["worth"]([("erl", folder)])
+    cells = dict(zip(heads.split(" | ")[1:], row.split(" | ")[1:], strict=True))
+    steps = {f"{each['steps']} steps": each["ndcg@10"] for each in found[quality["THOUGHTS"]]["steps"]}
+    assert {key: float(cells[key]) for key in steps} == pytest.approx(steps, abs=5e-5)
+    assert "thoughts shuffled" in cells
+    _, _, careful, by_mean, _ = quality["adaptive"]([("erl", folder)])
+    for line, file in ((careful, quality["DIAL"]), (by_mean, quality["DIAL_BY_MEAN"])):
+        rule = next(each for each in found[file]["rules"] if each["auto"])
+        assert f"level {found[file]['level']:g}" in line
+        assert f"| {rule['rule']} | {rule['steps']:.2f} | " in line
