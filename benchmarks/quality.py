@@ -1,7 +1,7 @@
 """Train, evaluate and compare every system of the pages on quality, and write them.
 
     python benchmarks/quality.py --data DATA --runs RUNS [--only NAME …] [--seeds 0,1,2] [--threads 2]
-    python benchmarks/quality.py --data DATA --runs RUNS --device cuda --workers 15 --threads 1
+    python benchmarks/quality.py --data DATA --runs RUNS --device cuda --workers 16 --threads 1
     python benchmarks/quality.py --write docs/results/prefergrow.md
     python benchmarks/quality.py --write docs/results/latent-reasoning.md
 
@@ -438,9 +438,9 @@ def main() -> None:
         # spawned, for a forked process cannot use a GPU
         with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
             made_now = [pool.submit(make_all, chain, options) for chain in waiting.values()]
-        for each in made_now:
-            each.result()
-        return
+        failed = [f"{chain[0].run}: {error}" for each, chain in zip(made_now, waiting.values(), strict=True)
+                  if (error := each.exception())]  # fmt: skip
+        sys.exit("\n".join(failed) or None)
     sections = []
     for name in options.only:
         study = studies()[name]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, ttest_rel
 
+from forethought.evaluation import significance
 from forethought.evaluation.significance import bootstrap_means, holm, intervals, paired_test, paired_tests, user_sums
 
 ONCE = np.arange(200)
@@ -37,6 +38,16 @@ def test_users_with_several_cases_are_drawn_whole():
         forgetful += low <= 0 <= high
     assert covered / 200 > 0.89
     assert forgetful / 200 < 0.6
+
+
+def test_resamples_do_not_depend_on_how_many_are_held(monkeypatch):
+    draw = np.random.default_rng(0)
+    values, users = draw.random((50, 3)), np.sort(draw.integers(0, 20, 50))
+    values[draw.random(values.shape) < 0.1] = np.nan
+    whole = bootstrap_means(values, users, 25, seed=4)
+    for held in (1, 60, 25 * 20):  # less than a user's row, three rows of 20 users and a rest of one, all
+        monkeypatch.setattr(significance, "DRAWN", held)
+        np.testing.assert_allclose(bootstrap_means(values, users, 25, seed=4), whole, rtol=1e-12)
 
 
 def test_bootstrap_has_the_standard_error_of_the_mean():
