@@ -15,6 +15,8 @@ import torch
 
 from forethought.cli import main
 from forethought.errors import ArtefactError, DataError
+from forethought.recommenders.dialling import fit
+from forethought.recommenders.probing import settling
 from forethought.recommenders.run import Run, train
 from forethought.recommenders.thinking import (
     INTERVENTIONS,
@@ -90,6 +92,13 @@ def test_a_model_without_steps_is_refused(runs: dict[str, Run]) -> None:
     assert runs["plain"].recommend_user("u1", steps=0) == runs["plain"].recommend_user("u1")
     with pytest.raises(DataError, match="steps is -1"):
         runs["lares"].recommend_user("u1", steps=-1)
+    for ask in (
+        lambda: runs["lares"].recommend_user("u1", steps=10_001), lambda: by_steps(runs["rearec"], [10_001]),
+        lambda: answers(runs["lares"], torch.tensor([1, 2]), steps=10_001), lambda: fit(runs["rearec"], most=10_001),
+        lambda: settling(runs["rearec"], steps=10_001),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match="steps is 10001; it has to be a whole number of 10000 or less"):
+            ask()
 
 
 def test_no_more_steps_than_blocks(runs: dict[str, Run], capsys: pytest.CaptureFixture[str]) -> None:

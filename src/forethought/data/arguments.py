@@ -8,6 +8,7 @@ from typing import Any, get_args
 from forethought.errors import DataError
 
 MOST_THREADS = 1024
+MOST_STEPS = 10_000  # of a thought; far beyond where one still gains, and a row of memory each
 
 
 def check_whole(name: str, value: object, least: int = 0, most: int = 2**63 - 1) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from forethought.atomic import atomic_file, atomic_folder
-from forethought.data.arguments import check_whole
+from forethought.data.arguments import MOST_STEPS, check_whole
 from forethought.data.batches import target_batches
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation.metrics import accuracy
@@ -141,7 +141,7 @@ def look(run: Run, split: Split, most: int, progress: Told | None = None) -> tup
 
     Raises:
         ArtefactError: the model takes no steps, or answers by chance.
-        DataError: the split has fewer than :data:`CASES` cases, or ``most`` is no whole number.
+        DataError: the split has fewer than :data:`CASES` cases, or ``most`` is no whole number from 1 to 10,000.
     """
     model, targets = reasoner(run), run.dataset.targets(split)
     refuse_untrained(run)
@@ -150,7 +150,7 @@ def look(run: Run, split: Split, most: int, progress: Told | None = None) -> tup
             f"{run.path} draws an initial state for every answer; train it with --model.test_draws 1, so that an "
             "answer depends on the history alone."
         )
-    check_whole("steps", most, least=1)
+    check_whole("steps", most, least=1, most=MOST_STEPS)
     if len(targets) < CASES:
         raise DataError(
             f"{run.dataset.path} has {len(targets)} {split} cases and a dial takes at least {CASES}; prepare it with "

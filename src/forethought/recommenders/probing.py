@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.atomic import atomic_folder
-from forethought.data.arguments import check_whole
+from forethought.data.arguments import MOST_STEPS, check_whole
 from forethought.data.batches import target_batches
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation.evaluator import evaluate
@@ -72,7 +72,7 @@ def settling(
     if not 0 < share <= 1:
         raise DataError(f"share is {share}; it has to be more than 0 and at most 1.")
     if steps is not None:
-        check_whole("steps", steps)
+        check_whole("steps", steps, most=MOST_STEPS)
         if steps and isinstance(run.model, LatentReasoner):
             refuse_untrained(run)
     read = {split: _think(run, split, steps, k, users, seed) for split in ("valid", "test")}

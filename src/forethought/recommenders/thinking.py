@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from forethought.atomic import atomic_file
-from forethought.data.arguments import check_whole
+from forethought.data.arguments import MOST_STEPS, check_whole
 from forethought.errors import ArtefactError, DataError
 from forethought.evaluation.evaluator import evaluate
 from forethought.instruments.fingerprint import fingerprint
@@ -71,12 +71,12 @@ def depth(run: Run, steps: int | Literal["auto"]) -> tuple[int, Rule | None]:
     Raises:
         ArtefactError: the model takes no number of steps or was trained with 0, or ``auto`` is asked of a run without
             a dial.
-        DataError: ``steps`` is no whole number.
+        DataError: ``steps`` is no whole number from 0 to 10,000.
     """
     reasoner(run)
     if steps == "auto":
         return run.dial.chosen.most, run.dial.chosen.rule
-    check_whole("steps", steps)
+    check_whole("steps", steps, most=MOST_STEPS)
     if steps:
         refuse_untrained(run)
     return steps, None
@@ -160,7 +160,7 @@ def by_steps(
 
     Raises:
         ArtefactError: the model takes no number of steps, or ``auto`` is asked of a run without a dial.
-        DataError: one of ``steps`` is no whole number.
+        DataError: one of ``steps`` is no whole number from 0 to 10,000.
     """
     rows = []
     for each, (most, rule) in zip(steps, [depth(run, each) for each in steps], strict=True):  # all are looked at first
@@ -264,7 +264,7 @@ def answers(run: Run, history: Tensor, k: int = 5, steps: int | None = None, exc
         raise DataError("The history is empty; give at least one item.")
     check_whole("k", k, least=1)
     if steps is not None:
-        check_whole("steps", steps)
+        check_whole("steps", steps, most=MOST_STEPS)
         if isinstance(run.model, CountingRecommender):
             raise ArtefactError(f"{run.path} holds a {run.kind}, whose steps cannot be chosen; leave them out.")
         if steps and isinstance(run.model, LatentReasoner):

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from forethought.data.arguments import check_whole
+from forethought.data.arguments import MOST_STEPS, check_whole
 from forethought.recommenders.prefergrow.kernels import Alpha, FadingKernel
 from forethought.recommenders.prefergrow.schedules import NoiseSchedule
 
 LogRatios = Callable[[Tensor, Tensor], Tensor]
-MOST_STEPS = 10_000  # far beyond where a chain still gains, and a row of memory each
 LAST_TIME = 1e-5  # the denoiser takes over here (SEDD, arXiv 2310.16834)
 
 
