@@ -300,7 +300,7 @@ def section(name: str, study: Study, folders: list[Path]) -> str:
     lines = [f"## {study.title}", "", " · ".join(f"{key} {value}" for key, value in facts(found).items()), ""]
     lines += [*rows(accuracy), "", found.verdict(), *(f"\n{note}" for note in (*found.notes(), *remarks)), ""]
     if "base" in labels:
-        lines += [*beside_base(found, study), ""]
+        lines += [*beside_base(found, study), "", *for_whom(found), ""]
     asked = [(row_of(name, study, folder)[0], folder / "evaluation") for folder in folders]
     told_of = worth([(label, folder) for label, folder in asked if (folder / THOUGHTS).is_file()])
     told_of += adaptive([(label, folder) for label, folder in asked if (folder / DIAL).is_file()])
@@ -333,6 +333,16 @@ def beside_base(found: Comparison, study: Study) -> list[str]:
         if study.systems[entry.name].random
     ]
     return markdown(("Less base, paired over users", title(found.metric), "95 %", "p", "Best step of each seed"), table)
+
+
+def for_whom(found: Comparison) -> list[str]:
+    """Each entry by length of history and by popularity of target, quarters of the cases each; means over seeds."""
+    table = []
+    for entry in found.entries:
+        seeds = [[part.metrics[found.column][found.metric] for part in run.evaluation.slices] for run in entry.runs]
+        table.append([entry.name, *(f"{value:.4f}" for value in np.mean(seeds, axis=0))])
+    heads = [f"{title(found.metric)} by history and target", *(part.band for part in found.evaluation.slices)]
+    return markdown(heads, table)
 
 
 def worth(asked: list[tuple[str, Path]]) -> list[str]:

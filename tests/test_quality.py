@@ -100,3 +100,17 @@ def test_the_tables_of_thoughts_say_what_was_measured(quality: dict[str, Any]) -
         rule = next(each for each in found[file]["rules"] if each["auto"])
         assert f"level {found[file]['level']:g}" in line
         assert f"| {rule['rule']} | {rule['steps']:.2f} | " in line
+
+
+def test_the_parts_of_a_row_make_up_the_whole(quality: dict[str, Any]) -> None:
+    folders = [quality["KEPT"] / f"beauty-loo-latent-{run}" for run in ("erl-s0", "erl-s1", "prl-heating-s0")]
+    found = quality["compare"](folders, "test", seen="removed", replicates=100)
+    heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in quality["for_whom"](found))
+    slices = found.evaluation.slices
+    assert heads[1:] == [part.band for part in slices]
+    assert [row[0] for row in rows] == [entry.name for entry in found.entries]
+    for entry, (_, *cells) in zip(found.entries, rows, strict=True):
+        for by in ("history length", "target popularity"):
+            parts = [(part.cases, float(cell)) for part, cell in zip(slices, cells, strict=True) if part.by == by]
+            mean = sum(cases * value for cases, value in parts) / found.evaluation.cases
+            assert mean == pytest.approx(entry.mean["seen_removed"]["ndcg@10"], abs=5e-5)
