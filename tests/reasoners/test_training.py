@@ -266,12 +266,20 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.Monke
         ({"training__select_by": "ndcg@10"}, "a reasoner's is accuracy"),
         ({"data__path": "somewhere"}, "makes its own problems"),
         ({"post_training": {"select_by": "accuracy"}}, "a reasoner has no second phase; remove post_training"),
+        ({"training__report_to": ["nosuch"]}, "nosuch is not supported"),
     ],
 )
 def test_a_wrong_recipe_is_told_in_a_sentence(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words) as raised:
         train_reasoner(recipe(**changed), out=tmp_path / "run", device="cpu")
     assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changed", [{"problems": 0}, {"threads": 0}])
+def test_a_wrong_number_is_told_in_a_sentence(tmp_path: Path, changed: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="is 0; it has to be a whole number of 1 or more"):
+        train_reasoner(recipe(training__max_steps=1), out=tmp_path / "run", device="cpu", **changed)
     assert not (tmp_path / "run").exists()
 
 

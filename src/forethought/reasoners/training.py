@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from forethought.atomic import atomic_folder
+from forethought.data.arguments import MOST_THREADS, check_whole
 from forethought.data.batches import gather_rows
 from forethought.data.problems import BRIEF, FAMILIES, LEVELS, Split, draw_problem, draw_problems
 from forethought.errors import RecipeError
@@ -39,7 +40,7 @@ from forethought.training.record import (
     told_command,
     write_record,
 )
-from forethought.training.trainer import Trainer
+from forethought.training.trainer import Trainer, check_trackers
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -280,6 +281,7 @@ def train_reasoner(
 
     Raises:
         RecipeError, ArtefactError: recipe or run folder are not what they have to be.
+        DataError: a number is none that fits.
     """
     changed = {**(overrides or {}), **({} if seed is None else {"seed": seed})}
     if isinstance(recipe, Recipe):
@@ -297,7 +299,10 @@ def train_reasoner(
         raise RecipeError(f"Recipe {recipe.name}: a reasoner has no second phase; remove post_training.")
     if recipe.data.path is not None:
         raise RecipeError(f"Recipe {recipe.name} names data.path, and a reasoner makes its own problems; leave it out.")
+    check_trackers(recipe)
+    check_whole("problems", problems, least=1)
     if threads is not None:
+        check_whole("threads", threads, least=1, most=MOST_THREADS)
         torch.set_num_threads(threads)
     number = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     fingerprint = f"traces-{number}-{recipe.seed}"
