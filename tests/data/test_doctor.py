@@ -50,6 +50,18 @@ def test_ties() -> None:
     assert "50% of the users have a tie between their last two events" in report.findings[0]
 
 
+@pytest.mark.parametrize("ids", [["a", "NULL", "c", "nan"], [1, 2, 3, 4]])
+def test_ids_that_look_missing(ids: list[Any]) -> None:
+    table = pa.table({"user": [1, 1, 1, 2, 2, 2], "item": [ids[each] for each in (0, 1, 2, 1, 3, 1)]})
+    report = check(Interactions.from_table(table, time_column=None))
+    expected = {"item NULL": 3, "item nan": 1} if ids[0] == "a" else {}
+    assert report.looks_missing == expected
+    told = "Ids that mostly mark a missing value are taken as they are: item NULL (3 events), item nan (1 events);"
+    assert any(finding.startswith(told) for finding in report.findings) == bool(expected)
+    table = pa.table({"user": ["None"] * 3 + ["x"], "item": ["a", "b", "c", "Null"]})
+    assert check(Interactions.from_table(table, time_column=None)).looks_missing == {"user None": 3}
+
+
 def test_repeats() -> None:
     report = check(make([[1, 1, 1, 2, 3], [2, 3, 2, 3, 2], [1, 2, 3]]))
     assert report.duplicates == 2 + 3

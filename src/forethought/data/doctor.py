@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from forethought.data.dataset import Dataset, Targets
 from forethought.data.interactions import Interactions
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Ints = npt.NDArray[np.int64]
+MISSING = ("NULL", "null", "NaN", "nan", "None", "<NA>", "N/A", r"\N")  # what programs write where there is no value
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Report:
         tied_events: share of events at the same moment as the user's event before.
         tied_last: share of users whose last two events are at the same moment, so that only the tie rule (for most logs
             the order of the file) decides which one is tested.
+        looks_missing: events of each user and item whose id is a word for a missing value, by ``user NULL`` and so on.
         duplicates: events that repeat an earlier item of the same user.
         consecutive_repeats: events that repeat the item just before.
         cold_targets: by split, cases whose target never occurs in training.
@@ -51,6 +55,7 @@ class Report:
     dropped: dict[str, int]
     tied_events: float | None
     tied_last: float | None
+    looks_missing: dict[str, int]
     duplicates: int
     consecutive_repeats: int
     cold_targets: dict[str, int]
@@ -130,6 +135,7 @@ def check(source: str | os.PathLike[str] | Dataset | Interactions) -> Report:
         "dropped": dict(dataset.manifest.get("dropped", {})),
         "tied_events": tied_events,
         "tied_last": tied_last,
+        "looks_missing": _looks_missing(dataset),
         "duplicates": duplicates,
         "consecutive_repeats": consecutive,
         "cold_targets": cold,
@@ -160,6 +166,19 @@ def _ties(dataset: Dataset, owner: Ints) -> tuple[float | None, float | None]:
     tied = (times[1:] == times[:-1]) & (owner[1:] == owner[:-1])
     last = offsets[1:][np.diff(offsets) >= 2] - 1
     return float(tied.mean()) if len(tied) else 0.0, float(tied[last - 1].mean()) if len(last) else 0.0
+
+
+def _looks_missing(dataset: Dataset) -> dict[str, int]:
+    events = {
+        "user": (dataset.users, np.diff(dataset.sequences.offsets)),
+        "item": (dataset.catalog.ids, np.bincount(dataset.sequences.items, minlength=dataset.num_items + 1)[1:]),
+    }
+    found: dict[str, int] = {}
+    for role, (ids, counts) in events.items():
+        if pa.types.is_string(ids.type):
+            alike = pc.is_in(ids, value_set=pa.array(MISSING)).to_numpy(zero_copy_only=False)
+            found |= {f"{role} {ids[row]}": int(counts[row]) for row in np.flatnonzero(alike).tolist()}
+    return found
 
 
 def _repeats(dataset: Dataset, owner: Ints) -> tuple[int, int]:
@@ -229,6 +248,11 @@ def _findings(found: dict[str, Any]) -> list[str]:
         )
     if found["tied_last"] is None:
         said.append("There are no times: the order of the source is taken on trust.")
+    if found["looks_missing"]:
+        alike = ", ".join(f"{name} ({events:,} events)" for name, events in found["looks_missing"].items())
+        said.append(
+            f"Ids that mostly mark a missing value are taken as they are: {alike}; mend the log if they mean none."
+        )
     test = max(counts["test"], 1)
     cold, repeated = found["cold_targets"]["test"], found["repeated_targets"]["test"]
     if cold:
