@@ -336,7 +336,8 @@ def beside_base(found: Comparison, study: Study) -> list[str]:
 
 
 def for_whom(found: Comparison) -> list[str]:
-    """Each entry by length of history and by popularity of target, quarters of the cases each; means over seeds."""
+    """Each entry by length of history and by popularity of target, in bands as the evaluator cuts them; means over
+    seeds."""
     table = []
     for entry in found.entries:
         seeds = [[part.metrics[found.column][found.metric] for part in run.evaluation.slices] for run in entry.runs]

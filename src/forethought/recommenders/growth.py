@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from forethought.data.arguments import MOST_STEPS, check_whole
+from forethought.data.arguments import check_whole
 from forethought.errors import ArtefactError, DataError
 from forethought.recommenders.base import newest
 from forethought.recommenders.prefergrow.growing import noise_levels
@@ -76,7 +76,6 @@ def grow_user(
     if not isinstance(model, PreferGrow):
         raise ArtefactError(f"{run.path} holds a {run.kind}, which does not grow; name a PreferGrow run.")
     steps = model.config.growing_steps if steps is None else steps
-    check_whole("steps", steps, most=MOST_STEPS)
     check_whole("chains", chains, least=1)
     check_whole("seed", seed)
     if not guidance or not all(map(math.isfinite, guidance)):
