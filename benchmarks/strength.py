@@ -146,14 +146,12 @@ def each(values: Sequence[float | None], form: str) -> str:
     return ", ".join("–" if value is None else f"{value:{form}}" for value in values)
 
 
-def measured(folders: Sequence[Path], analysed: bool) -> str:
-    """What made the numbers that are kept: commit, day and machine of each seed, and of what was analysed again."""
+def measured(folders: Sequence[Path]) -> str:
+    """What made the numbers that are kept: commit, day and machine of each seed."""
     told: dict[str, list[str]] = {}
     for folder, seed in zip(folders, kept(folders, "made"), strict=True):
-        about = f"commit {seed['commit']}, {seed['date']}"
-        if analysed and (again := seed.get("analysed_again")):
-            about += f" (`strength analyse` again at commit {again['commit']}, {again['date']})"
-        about += f": {seed['processor']}, {seed['cores']} cores, Python {seed['python']}, torch {seed['torch']}"
+        where = f"{seed['processor']}, {seed['cores']} cores, Python {seed['python']}, torch {seed['torch']}"
+        about = f"commit {seed['commit']}, {seed['date']}: {where}"
         told.setdefault(about, []).append(folder.name.removeprefix("seed-"))
     return " ".join(f"Seeds {', '.join(seeds)} were measured at {about}." for about, seeds in told.items())
 
@@ -292,7 +290,7 @@ def main() -> None:
         introduction = Path(__file__).with_name(f"{name}.md").read_text().strip()
         command = made(f"python benchmarks/strength.py --write {options.write}")
         with atomic_file(options.write / f"{name}.md") as scratch:
-            about = f"{measured(folders, name == 'strength')} {command}"
+            about = f"{measured(folders)} {command}"
             scratch.write_text("\n\n".join([introduction, about, *page(folders)]) + "\n")
 
 
